@@ -1,0 +1,78 @@
+"""The command line: one thin file per command, one catcher."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import sys
+
+import click
+
+from tlexport import plugins
+from tlexport.errors import TlexportError
+
+ORDER = ["run", "train", "evaluate", "export", "verify", "package", "serve", "predict", "bench"]
+"""The order of the work; any other command follows by name."""
+
+
+class Commands(click.Group):
+    """Finds commands in this folder and imports one only when it is asked for."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Commands in the order of the work."""
+        return sorted(plugins.names("cli"), key=lambda name: (*_place(name), name))
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """The command of that name, or None."""
+        if cmd_name not in plugins.names("cli"):
+            return None
+        module = importlib.import_module(f"tlexport.cli.{cmd_name.replace('-', '_')}")
+        command: click.Command = module.command
+        command.name = cmd_name
+        return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find the command; a name that is not there is answered with the nearest that is."""
+        if args and not args[0].startswith("-") and self.get_command(ctx, args[0]) is None:
+            raise plugins.unknown("command", args[0], self.list_commands(ctx))
+        return super().resolve_command(ctx, args)
+
+
+def _place(name: str) -> tuple[int]:
+    return (ORDER.index(name) if name in ORDER else len(ORDER),)
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="tlexport")
+@click.option("--debug", is_flag=True, help="Show tracebacks and debug logs.")
+def tlexport(debug: bool) -> None:
+    """Take a model from fine-tuned to served, with the proof and the price.
+
+    \b
+    Example:
+      tlexport run photos/ -o photos.bundle
+    """
+    level = logging.DEBUG if debug else logging.WARNING
+    logging.basicConfig(level=level, stream=sys.stderr, format="%(name)s: %(message)s")
+
+
+def main(args: list[str] | None = None) -> None:
+    """Run the command line; every error of ours becomes a message and its exit code."""
+    given = sys.argv[1:] if args is None else args
+    try:
+        code = tlexport.main(args=given, prog_name="tlexport", standalone_mode=False)
+    except TlexportError as error:
+        if "--debug" in given:
+            raise
+        click.secho("Error: ", fg="red", bold=True, nl=False, err=True)
+        click.echo(str(error), err=True)
+        sys.exit(error.exit_code)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("Stopped.", err=True)
+        sys.exit(130)
+    sys.exit(code if isinstance(code, int) else 0)

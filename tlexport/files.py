@@ -1,0 +1,132 @@
+"""Whole files or none: atomic writes and digests."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+
+from tlexport.errors import BundleError
+
+
+def sha256_of(path: Path) -> str:
+    """Hex SHA-256 of a file's bytes."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def sha256_of_json(value: object) -> str:
+    """Hex SHA-256 of a value's JSON with sorted keys: equal values, equal digest."""
+    return hashlib.sha256(msgspec.json.encode(value, order="deterministic")).hexdigest()
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """Write `data` to `path`: readers see the old file or the new one, never a part.
+
+    Raises:
+        BundleError: the folder is read-only, the disk is full, or the name is taken by a folder.
+    """
+    temporary = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        temporary = Path(name)
+        with os.fdopen(handle, "wb") as stream:
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
+        temporary.chmod(0o644)
+        temporary.replace(path)
+    except OSError as error:
+        raise cannot_write(path, error) from error
+    finally:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+    sync_folder(path.parent)
+
+
+@contextlib.contextmanager
+def atomic_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
+    """Give a temporary folder beside `path` to fill; it becomes `path` when the block ends well.
+
+    With `replace`, an older folder of that name is set aside first and deleted last.
+
+    Raises:
+        BundleError: `path` exists and `replace` is false, or it cannot be written.
+    """
+    if path.exists() and not replace:
+        raise BundleError(
+            f"a new folder {str(path)!r}",
+            got="it exists already",
+            fix="name another folder, or pass --force to replace it",
+        )
+    temporary = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+        temporary.chmod(0o755)
+        yield temporary
+        for file in temporary.rglob("*"):
+            if file.is_file():
+                sync_file(file)
+        _swap(temporary, path)
+    except OSError as error:
+        raise cannot_write(path, error) from error
+    finally:
+        if temporary is not None:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _swap(new: Path, path: Path) -> None:
+    aside = None
+    if path.exists():
+        aside = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.old."))
+        path.rename(aside / path.name)
+    try:
+        new.rename(path)
+    except OSError:
+        if aside is not None:
+            (aside / path.name).rename(path)
+        raise
+    finally:
+        if aside is not None:
+            shutil.rmtree(aside, ignore_errors=True)
+    sync_folder(path.parent)
+
+
+def sync_file(path: Path) -> None:
+    """Have the disk hold the file's bytes before anyone is told of it."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sync_folder(path: Path) -> None:
+    """Have the disk hold the folder's entries (a rename is not durable without)."""
+    with contextlib.suppress(OSError):  # some network file systems refuse it; the data is synced
+        sync_file(path)
+
+
+def cannot_write(path: Path, error: OSError) -> BundleError:
+    """The three-part error for a write that the system refused."""
+    return BundleError(
+        f"to write {str(path)!r}",
+        got=error.strerror or str(error),
+        fix="free space or choose a folder you may write to, then run the same command again",
+    )
+
+
+def cache_folder() -> Path:
+    """Where features and the embedded server are kept: $TLEXPORT_CACHE, else the user's cache."""
+    if named := os.environ.get("TLEXPORT_CACHE"):
+        return Path(named).expanduser()
+    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(base).expanduser() / "tlexport"

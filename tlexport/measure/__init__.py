@@ -1,0 +1,1 @@
+"""Pure numbers: no files, no clocks of its own."""

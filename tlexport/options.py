@@ -1,0 +1,235 @@
+"""What a caller may ask for, with its defaults; frozen, self-checking."""
+
+from __future__ import annotations
+
+import re
+import typing
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import Meta
+
+from tlexport.errors import OptionError
+
+Count = Annotated[int, Meta(ge=1)]
+
+
+def check(record: msgspec.Struct) -> None:
+    """Hold every field against its declared type and limits; tell all faults together.
+
+    Raises:
+        OptionError: naming each field, its limits and the value that came.
+    """
+    faults = []
+    for name, kind in typing.get_type_hints(type(record), include_extras=True).items():
+        try:
+            msgspec.convert(getattr(record, name), kind)
+        except msgspec.ValidationError as error:
+            faults.append((name, str(error), getattr(record, name)))
+    if faults:
+        raise OptionError(
+            "; ".join(f"--{name.replace('_', '-')}: {text}" for name, text, _ in faults),
+            got=", ".join(f"{name}={value!r}" for name, _, value in faults),
+            fix="change these options",
+        )
+
+
+class TrainOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """How to fine-tune."""
+
+    task: Annotated[str, Meta(description="what the model is for: image-classification ...")] = (
+        "image-classification"
+    )
+    backbone: Annotated[
+        str, Meta(description="SOURCE/NAME of the pre-trained network, see `tlexport backbones`")
+    ] = "timm/tf_efficientnet_lite0"
+    weights: Annotated[
+        str | None,
+        Meta(
+            description="hub (default), random, package:NAME of an installed package, or a "
+            "safetensors file or checkpoint"
+        ),
+    ] = None
+    name: Annotated[
+        str | None, Meta(description="the model's name in the repository; default: the bundle's")
+    ] = None
+    seed: Annotated[
+        int, Meta(description="fixes the split, the head's start and the order", ge=0)
+    ] = 0
+    val_fraction: Annotated[
+        float, Meta(description="share held out, where there is no val/ folder", gt=0, lt=1)
+    ] = 0.2
+    trials: Annotated[
+        int, Meta(description="learning rate and weight decay pairs to try", ge=1)
+    ] = 8
+    epochs: Annotated[int, Meta(description="most passes over the features per trial", ge=1)] = 60
+    patience: Annotated[
+        int, Meta(description="epochs without a better validation loss before a stop", ge=1)
+    ] = 8
+    batch: Annotated[int, Meta(description="examples per forward pass of the backbone", ge=1)] = 32
+    class_weights: Annotated[
+        bool, Meta(description="weigh each class by the inverse of its share")
+    ] = False
+    skip_broken: Annotated[
+        bool, Meta(description="leave unreadable files out, naming and counting them")
+    ] = False
+    augment: Annotated[
+        bool, Meta(description="not possible while features are cached; refused with the reason")
+    ] = False
+    golden: Annotated[
+        int, Meta(description="held-out inputs kept in the bundle as golden samples", ge=1)
+    ] = 32
+    force: Annotated[bool, Meta(description="replace an existing bundle")] = False
+
+    def __post_init__(self) -> None:
+        check(self)
+        if self.augment:
+            raise OptionError(
+                "no --augment with a frozen backbone",
+                got="--augment",
+                fix="leave it out: features are computed once and kept, so each image has exactly "
+                "one feature vector and a random crop or flip would never be seen again",
+            )
+        if self.name is not None:
+            check_name(self.name)
+
+
+def check_name(name: str) -> None:
+    """Refuse a model name that Triton's shell commands or folder scan would trip over.
+
+    Raises:
+        OptionError: the name is not made of A-Z a-z 0-9 _ . - or starts with a dot or dash.
+    """
+    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", name):
+        raise OptionError(
+            "a model name of letters, digits, '_', '.' and '-'",
+            got=repr(name),
+            fix="pass --name with such a name: it becomes a folder, a URL and a shell argument",
+        )
+
+
+class ExportOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """What the model shall become."""
+
+    target: Annotated[str, Meta(description="what to make of the model")] = "onnx"
+    triton: Annotated[
+        str | None,
+        Meta(description="release YY.MM that must read the file; default: the oldest that can"),
+    ] = None
+    force: Annotated[bool, Meta(description="replace an artifact that is still current")] = False
+
+    def __post_init__(self) -> None:
+        check(self)
+
+
+class RuntimeOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """How a runtime may use the machine, and which artifact it runs."""
+
+    threads: Annotated[
+        int, Meta(description="threads in all; 0: the cores this process may use", ge=0)
+    ] = 0
+    instances: Annotated[
+        int, Meta(description="copies of the model that share the threads", ge=1)
+    ] = 1
+    artifact: Annotated[str, Meta(description="the artifact to run, TARGET-PRECISION")] = (
+        "onnx-fp32"
+    )
+    model: Annotated[
+        str | None, Meta(description="the model's name on a server; default: the bundle's")
+    ] = None
+    version: Annotated[
+        str, Meta(description="the model's version on a server; default: the one in service")
+    ] = ""
+    timeout_s: Annotated[float, Meta(description="longest wait for one answer", gt=0)] = 60.0
+
+    def __post_init__(self) -> None:
+        check(self)
+
+
+class VerifyOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """How strictly to compare."""
+
+    reference: Annotated[str, Meta(description="the runtime that is right, NAME@WHERE")] = (
+        "eager@cpu"
+    )
+    candidate: Annotated[str, Meta(description="the runtime to be proven equal")] = "ort@cpu"
+    tolerance: Annotated[
+        float, Meta(description="largest difference, as a share of the outputs' scale", gt=0)
+    ] = 1e-4
+    max_batch: Annotated[int, Meta(description="largest batch that will be served", ge=1)] = 8
+
+    def __post_init__(self) -> None:
+        check(self)
+
+
+class PackageOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """How the model shall be served."""
+
+    name: Annotated[str | None, Meta(description="the model's name; default: the bundle's")] = None
+    artifact: Annotated[str, Meta(description="the artifact to serve, TARGET-PRECISION")] = (
+        "onnx-fp32"
+    )
+    max_batch: Annotated[
+        int, Meta(description="largest batch the server may form; 0: no batching", ge=0)
+    ] = 8
+    queue_delay_us: Annotated[
+        int, Meta(description="longest wait for batch mates, in microseconds", ge=0)
+    ] = 500
+    instances: Annotated[int, Meta(description="copies of the model; 0: one", ge=0)] = 0
+    threads: Annotated[
+        int, Meta(description="threads per instance; 0: cores / instances", ge=0)
+    ] = 0
+    keep_versions: Annotated[
+        int, Meta(description="versions the server keeps loaded, newest first", ge=1)
+    ] = 1
+    triton: Annotated[str | None, Meta(description="release YY.MM that must read the file")] = None
+
+    def __post_init__(self) -> None:
+        check(self)
+        if self.name is not None:
+            check_name(self.name)
+
+
+class ServeOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """Which server, and where it listens."""
+
+    server: Annotated[
+        Literal["auto", "embedded", "docker"],
+        Meta(
+            description="embedded: no Docker; docker: NVIDIA's image; auto: whichever can run here"
+        ),
+    ] = "auto"
+    host: Annotated[str, Meta(description="address to listen on")] = "127.0.0.1"
+    http_port: Annotated[int, Meta(description="0: a free one", ge=0, le=65535)] = 0
+    grpc_port: Annotated[int, Meta(description="0: a free one", ge=0, le=65535)] = 0
+    metrics_port: Annotated[int, Meta(description="0: a free one", ge=0, le=65535)] = 0
+    control: Annotated[
+        Literal["none", "poll", "explicit"], Meta(description="how the server follows changes")
+    ] = "none"
+    image: Annotated[str, Meta(description="the image for --server docker")] = ""
+    timeout_s: Annotated[float, Meta(description="longest wait until ready", gt=0)] = 120.0
+
+    def __post_init__(self) -> None:
+        check(self)
+
+
+class BenchOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """What to ask, how often, of whom."""
+
+    runtimes: Annotated[
+        tuple[str, ...], Meta(description="NAME@WHERE, the first is the yardstick", min_length=1)
+    ] = (
+        "eager@cpu",
+        "ort@cpu",
+    )
+    batches: Annotated[tuple[Count, ...], Meta(description="batch sizes", min_length=1)] = (1, 8)
+    concurrency: Annotated[int, Meta(description="requests in flight (closed loop)", ge=1)] = 1
+    rounds: Annotated[int, Meta(description="turns that every runtime takes", ge=2)] = 10
+    round_s: Annotated[float, Meta(description="seconds per turn", gt=0)] = 0.5
+    warmup: Annotated[
+        int, Meta(description="requests before the clock starts, per runtime and batch", ge=0)
+    ] = 5
+    seed: Annotated[int, Meta(description="order of the turns and the bootstrap's draws", ge=0)] = 0
+
+    def __post_init__(self) -> None:
+        check(self)

@@ -1,0 +1,53 @@
+"""A folder is its own registry: names in it, one of them."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import pkgutil
+from collections.abc import Sequence
+from pathlib import Path
+from types import ModuleType
+
+from tlexport.errors import MissingDependency, OptionError
+
+ROOT = Path(__file__).parent
+
+
+def names(folder: str) -> list[str]:
+    """The plug-ins of `tlexport/<folder>/`, listed without importing any."""
+    found = (module.name for module in pkgutil.iter_modules([str(ROOT / folder)]))
+    return sorted(name.replace("_", "-") for name in found if not name.startswith("_"))
+
+
+def load(folder: str, name: str) -> ModuleType:
+    """Import the plug-in `name` of `tlexport/<folder>/`.
+
+    Raises:
+        OptionError: no such plug-in; the message lists those there are.
+        MissingDependency: its library is not installed.
+    """
+    known = names(folder)
+    if name not in known:
+        raise unknown(folder.rstrip("s"), name, known)
+    try:
+        return importlib.import_module(f"tlexport.{folder}.{name.replace('-', '_')}")
+    except ModuleNotFoundError as error:
+        if error.name is not None and error.name.split(".")[0] == "tlexport":
+            raise
+        raise MissingDependency(
+            f"the library {error.name!r} for {folder}/{name}",
+            got="it is not installed",
+            fix=f"pip install {error.name}",
+        ) from error
+
+
+def unknown(kind: str, name: str, known: Sequence[str]) -> OptionError:
+    """The error for a name that is not there, with the nearest one that is."""
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+    shown = ", ".join(known[:20]) + (f" and {len(known) - 20} more" if len(known) > 20 else "")
+    return OptionError(
+        f"a {kind} of: {shown}",
+        got=f"no {kind} called {name!r}",
+        fix=f"did you mean {near[0]!r}?" if near else "use one of the listed names",
+    )

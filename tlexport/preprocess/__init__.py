@@ -1,0 +1,1 @@
+"""Raw file to array: one self-contained file per modality."""

@@ -1,0 +1,223 @@
+"""What a stage found, as frozen data."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from tlexport.environment import Environment
+
+
+class Interval(msgspec.Struct, frozen=True, kw_only=True):
+    """An estimate with its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+class TrialReport(msgspec.Struct, frozen=True, kw_only=True):
+    """One setting of the head search and what it reached on the validation part."""
+
+    learning_rate: float
+    weight_decay: float
+    epochs: int
+    val_loss: float
+    val_accuracy: float
+
+
+class TrainReport(msgspec.Struct, frozen=True, kw_only=True):
+    """What fine-tuning reached; `accuracy` is of the validation part, which chose the trial."""
+
+    bundle: str
+    task: str
+    backbone: str
+    weights: str
+    labels: tuple[str, ...]
+    train_examples: int
+    val_examples: int
+    accuracy: Interval
+    best: TrialReport
+    trials: tuple[TrialReport, ...]
+    skipped: tuple[str, ...]
+    notes: tuple[str, ...]
+    features_reused: int
+    features_s: float
+    head_s: float
+    seed: int
+
+
+class ExportReport(msgspec.Struct, frozen=True, kw_only=True):
+    """What was written, and who can read it."""
+
+    artifact: str
+    file: str
+    sha256: str
+    size_bytes: int
+    opset: int
+    ir_version: int
+    triton_oldest: str
+    triton: str | None
+    reused: bool
+
+
+class ShapeParity(msgspec.Struct, frozen=True, kw_only=True):
+    """One question asked of both runtimes, and the worst difference in one output.
+
+    `worst_index` is (sample, element ...) of the largest difference; `scale` is what the
+    tolerance is a share of.
+    """
+
+    check: str
+    batch: int
+    output: str
+    max_abs: float
+    max_rel: float
+    scale: float
+    worst_index: tuple[int, ...]
+    passed: bool
+    reason: str = ""
+
+
+class LabelFlip(msgspec.Struct, frozen=True, kw_only=True):
+    """A sample that the candidate labels otherwise; `margin` is the reference's own."""
+
+    sample: int
+    output: str
+    reference: str
+    candidate: str
+    margin: float
+    forgiven: bool
+
+
+class ParityReport(msgspec.Struct, frozen=True, kw_only=True):
+    """Whether a candidate answers as the reference does, bound to the file's digest."""
+
+    reference: str
+    candidate: str
+    artifact: str
+    artifact_sha256: str
+    weights_sha256: str
+    tolerance: float
+    samples: int
+    checks: tuple[ShapeParity, ...]
+    flips: tuple[LabelFlip, ...]
+    max_abs: float
+    max_rel: float
+    passed: bool
+    environment: Environment
+
+
+class PackageReport(msgspec.Struct, frozen=True, kw_only=True):
+    """Where the model stands in the repository."""
+
+    repository: str
+    model: str
+    version: int
+    artifact_sha256: str
+    max_batch: int
+    instances: int
+    threads: int
+    cores: int
+    triton_oldest: str
+    files: tuple[str, ...]
+
+
+class ServedModel(msgspec.Struct, frozen=True, kw_only=True):
+    """A model a server answers for; `golden_max_abs` is None where no golden sample is known."""
+
+    name: str
+    version: str
+    golden_max_abs: float | None
+
+
+class ServeReport(msgspec.Struct, frozen=True, kw_only=True):
+    """Where the server listens and what it serves."""
+
+    server: str
+    reason: str
+    http: str
+    grpc: str
+    metrics: str
+    pid: int
+    ready_s: float
+    models: tuple[ServedModel, ...]
+
+
+class BenchRow(msgspec.Struct, frozen=True, kw_only=True):
+    """One runtime under one load; a percentile is None where there were too few requests.
+
+    `speedup` is the throughput relative to the first runtime at the same batch. `queue_ms` and
+    `compute_ms` are the server's own mean per request.
+    """
+
+    runtime: str
+    batch: int
+    concurrency: int
+    requests: int
+    errors: int
+    p50_ms: Interval | None
+    p90_ms: Interval | None
+    p95_ms: Interval | None
+    p99_ms: Interval | None
+    items_per_s: Interval
+    speedup: Interval
+    different: bool
+    queue_ms: float | None
+    compute_ms: float | None
+    facts: dict[str, Any]
+
+
+class BenchReport(msgspec.Struct, frozen=True, kw_only=True):
+    """What each way of running the model costs, measured in turns."""
+
+    model: str
+    load: str
+    threads: int
+    instances: int
+    rounds: int
+    round_s: float
+    rows: tuple[BenchRow, ...]
+    digests: dict[str, str]
+    environment: Environment
+
+
+class ClassScore(msgspec.Struct, frozen=True, kw_only=True):
+    """One class of an evaluation."""
+
+    label: str
+    examples: int
+    precision: float
+    recall: float
+
+
+class EvaluateReport(msgspec.Struct, frozen=True, kw_only=True):
+    """How well a runtime answers labelled examples; `confusion` is [true][predicted]."""
+
+    runtime: str
+    examples: int
+    accuracy: Interval
+    macro_f1: float
+    classes: tuple[ClassScore, ...]
+    confusion: tuple[tuple[int, ...], ...]
+    skipped: tuple[str, ...]
+
+
+class Prediction(msgspec.Struct, frozen=True, kw_only=True):
+    """The likeliest labels of one input, best first, each with its probability."""
+
+    source: str
+    labels: tuple[str, ...]
+    probabilities: tuple[float, ...]
+
+
+class RunReport(msgspec.Struct, frozen=True, kw_only=True):
+    """The main job, stage by stage."""
+
+    train: TrainReport
+    export: ExportReport
+    verify: ParityReport
+    package: PackageReport
+    serve: ServeReport
+    bench: BenchReport

@@ -1,0 +1,1 @@
+"""Triton's world: configuration, repository, releases, servers."""

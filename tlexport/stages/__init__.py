@@ -1,0 +1,1 @@
+"""The verbs: one file per command, no click and no print."""
