@@ -1,3 +1,49 @@
-"""From fine-tuned to served, with the proof and the price."""
+"""From fine-tuned to served, with the proof and the price.
+
+The verbs are functions of the same name as the commands:
+
+    tlexport.run(data, output)             the whole job
+    tlexport.train(data, output)           labelled examples -> bundle
+    tlexport.evaluate(bundle, data)        how often a runtime is right
+    tlexport.export(bundle)                bundle -> artifact
+    tlexport.verify(bundle)                two runtimes asked the same
+    tlexport.package(bundle, repository)   artifact -> Triton model repository
+    tlexport.serve(repository)             repository -> ready server
+    tlexport.predict(source, files)        raw files -> labels
+    tlexport.bench(bundle)                 runtimes asked many times
+    tlexport.list_backbones(pattern)       what can be loaded
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
 
 __version__ = "0.1.0"
+
+_PLACES = {
+    "run": "tlexport.pipeline",
+    "train": "tlexport.stages.train",
+    "evaluate": "tlexport.stages.evaluate",
+    "export": "tlexport.stages.export",
+    "verify": "tlexport.stages.verify",
+    "package": "tlexport.stages.package",
+    "serve": "tlexport.stages.serve",
+    "predict": "tlexport.stages.predict",
+    "bench": "tlexport.stages.bench",
+    "list_backbones": "tlexport.stages.backbones",
+    "Bundle": "tlexport.bundle",
+}
+"""Public name -> module; imported when first used, so that `import tlexport` stays cheap."""
+
+__all__ = [*_PLACES, "__version__"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _PLACES:
+        return getattr(importlib.import_module(_PLACES[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -66,7 +66,9 @@ class TrainOptions(msgspec.Struct, frozen=True, kw_only=True):
     patience: Annotated[
         int, Meta(description="epochs without a better validation loss before a stop", ge=1)
     ] = 8
-    batch: Annotated[int, Meta(description="examples per forward pass of the backbone", ge=1)] = 32
+    batch: Annotated[
+        int, Meta(description="examples per forward pass; 0: 8 on a CPU, 64 on a GPU", ge=0)
+    ] = 0
     class_weights: Annotated[
         bool, Meta(description="weigh each class by the inverse of its share")
     ] = False
@@ -145,6 +147,49 @@ class RuntimeOptions(msgspec.Struct, frozen=True, kw_only=True):
     def __post_init__(self) -> None:
         check(self)
 
+    def threads_each(self, cores: int) -> int:
+        """Threads of each instance, so that instances x threads stays within the budget.
+
+        Raises:
+            OptionError: more instances than threads.
+        """
+        threads = self.threads or cores
+        if self.instances > threads:
+            raise OptionError(
+                "at most as many instances as threads",
+                got=f"--instances {self.instances} with {threads} threads",
+                fix="pass fewer --instances or more --threads: instances that share a core only "
+                "wait for each other",
+            )
+        return threads // self.instances
+
+
+class EvaluateOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """Whom to ask about labelled examples."""
+
+    runtime: Annotated[str, Meta(description="who answers, NAME@WHERE")] = "eager@cpu"
+    batch: Annotated[int, Meta(description="examples per question", ge=1)] = 8
+    skip_broken: Annotated[
+        bool, Meta(description="leave unreadable files out, naming and counting them")
+    ] = False
+
+    def __post_init__(self) -> None:
+        check(self)
+
+
+class PredictOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """Whom to ask about raw files, and how many labels to tell."""
+
+    runtime: Annotated[
+        str | None,
+        Meta(description="who answers for a bundle, NAME@WHERE; default: the export, else eager"),
+    ] = None
+    top: Annotated[int, Meta(description="labels to tell per file", ge=1)] = 3
+    batch: Annotated[int, Meta(description="files per question", ge=1)] = 8
+
+    def __post_init__(self) -> None:
+        check(self)
+
 
 class VerifyOptions(msgspec.Struct, frozen=True, kw_only=True):
     """How strictly to compare."""
@@ -183,6 +228,9 @@ class PackageOptions(msgspec.Struct, frozen=True, kw_only=True):
         int, Meta(description="versions the server keeps loaded, newest first", ge=1)
     ] = 1
     triton: Annotated[str | None, Meta(description="release YY.MM that must read the file")] = None
+    allow_signature_change: Annotated[
+        bool, Meta(description="take a version with other inputs, outputs or labels")
+    ] = False
 
     def __post_init__(self) -> None:
         check(self)
@@ -224,12 +272,38 @@ class BenchOptions(msgspec.Struct, frozen=True, kw_only=True):
     )
     batches: Annotated[tuple[Count, ...], Meta(description="batch sizes", min_length=1)] = (1, 8)
     concurrency: Annotated[int, Meta(description="requests in flight (closed loop)", ge=1)] = 1
-    rounds: Annotated[int, Meta(description="turns that every runtime takes", ge=2)] = 10
+    rounds: Annotated[
+        int, Meta(description="turns that every runtime takes; an interval needs 6", ge=6)
+    ] = 10
     round_s: Annotated[float, Meta(description="seconds per turn", gt=0)] = 0.5
     warmup: Annotated[
         int, Meta(description="requests before the clock starts, per runtime and batch", ge=0)
     ] = 5
     seed: Annotated[int, Meta(description="order of the turns and the bootstrap's draws", ge=0)] = 0
+
+    def __post_init__(self) -> None:
+        check(self)
+
+
+class RunOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """The main job's own choices; those of its stages are in their records."""
+
+    repository: Annotated[str, Meta(description="the Triton model repository to install into")] = (
+        "model_repository"
+    )
+    triton: Annotated[
+        str | None,
+        Meta(description="release YY.MM that must read the file; default: the oldest that can"),
+    ] = None
+    server: Annotated[
+        Literal["auto", "embedded", "docker"], Meta(description="which server to try it on")
+    ] = "auto"
+    bench_s: Annotated[
+        float, Meta(description="seconds of measuring per runtime and batch size", gt=0)
+    ] = 5.0
+    allow_signature_change: Annotated[
+        bool, Meta(description="install though the model before took or answered other tensors")
+    ] = False
 
     def __post_init__(self) -> None:
         check(self)

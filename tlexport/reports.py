@@ -63,17 +63,20 @@ class ExportReport(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ShapeParity(msgspec.Struct, frozen=True, kw_only=True):
-    """One question asked of both runtimes, and the worst difference in one output.
+    """One check of one output at one batch size, and the worst difference in it.
 
-    `worst_index` is (sample, element ...) of the largest difference; `scale` is what the
-    tolerance is a share of.
+    `check` is one of: golden (the reference against the stored outputs), answers (the candidate
+    against the reference), distinct, alone, permuted, repeated (the candidate against itself).
+    `scale` is the largest |value| the reference gives, `max_rel` is max_abs / scale, the number
+    held against the tolerance, and `worst_index` is (golden sample, element ...) of the largest
+    difference. max_abs and max_rel are None where there was nothing to subtract.
     """
 
     check: str
     batch: int
     output: str
-    max_abs: float
-    max_rel: float
+    max_abs: float | None
+    max_rel: float | None
     scale: float
     worst_index: tuple[int, ...]
     passed: bool
@@ -142,6 +145,7 @@ class ServeReport(msgspec.Struct, frozen=True, kw_only=True):
     metrics: str
     pid: int
     ready_s: float
+    log: str
     models: tuple[ServedModel, ...]
 
 
@@ -196,6 +200,7 @@ class EvaluateReport(msgspec.Struct, frozen=True, kw_only=True):
     """How well a runtime answers labelled examples; `confusion` is [true][predicted]."""
 
     runtime: str
+    data: str
     examples: int
     accuracy: Interval
     macro_f1: float
@@ -205,11 +210,26 @@ class EvaluateReport(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Prediction(msgspec.Struct, frozen=True, kw_only=True):
-    """The likeliest labels of one input, best first, each with its probability."""
+    """The likeliest labels of one input, best first, or why it could not be read."""
 
     source: str
     labels: tuple[str, ...]
     probabilities: tuple[float, ...]
+    error: str = ""
+
+
+class PredictReport(msgspec.Struct, frozen=True, kw_only=True):
+    """Answers in the order of the questions."""
+
+    runtime: str
+    predictions: tuple[Prediction, ...]
+
+
+class BackbonesReport(msgspec.Struct, frozen=True, kw_only=True):
+    """What can be loaded, as SOURCE/NAME; `missing` are sources whose library is not installed."""
+
+    backbones: tuple[str, ...]
+    missing: tuple[str, ...]
 
 
 class RunReport(msgspec.Struct, frozen=True, kw_only=True):
@@ -220,4 +240,5 @@ class RunReport(msgspec.Struct, frozen=True, kw_only=True):
     verify: ParityReport
     package: PackageReport
     serve: ServeReport
+    served: ParityReport
     bench: BenchReport

@@ -54,8 +54,8 @@ def tlexport(debug: bool) -> None:
     Example:
       tlexport run photos/ -o photos.bundle
     """
-    level = logging.DEBUG if debug else logging.WARNING
-    logging.basicConfig(level=level, stream=sys.stderr, format="%(name)s: %(message)s")
+    logging.basicConfig(stream=sys.stderr, format="%(name)s: %(message)s")
+    logging.getLogger("tlexport").setLevel(logging.DEBUG if debug else logging.WARNING)
 
 
 def main(args: list[str] | None = None) -> None:

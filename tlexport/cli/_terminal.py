@@ -44,4 +44,9 @@ def show(report: Report, as_json: bool, draw: Callable[[Report, Console], None])
     if as_json:
         click.echo(msgspec.json.format(msgspec.json.encode(report)).decode())
         return
-    draw(report, Console(file=sys.stdout, highlight=False, soft_wrap=not sys.stdout.isatty()))
+    draw(report, out())
+
+
+def out() -> Console:
+    """The console for results: lines are wrapped only where a person reads them."""
+    return Console(file=sys.stdout, highlight=False, soft_wrap=not sys.stdout.isatty())

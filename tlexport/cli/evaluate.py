@@ -1,0 +1,70 @@
+"""tlexport evaluate."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from tlexport.cli._flags import as_json, flags, record
+from tlexport.options import EvaluateOptions, RuntimeOptions
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from tlexport.reports import EvaluateReport
+
+WIDEST_CONFUSION = 12
+
+
+@click.command()
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.argument("data", type=click.Path(path_type=Path))
+@flags(EvaluateOptions)
+@flags(RuntimeOptions)
+@as_json
+def command(bundle: Path, data: Path, as_json: bool, **values: Any) -> None:
+    """Score a bundle's model on labelled examples, with any runtime.
+
+    DATA is a folder with a sub-folder per class; above train/ and val/, val/ is used.
+
+    \b
+    Example:
+      tlexport evaluate photos.bundle photos/ --runtime ort@cpu
+    """
+    from tlexport.cli import _terminal
+    from tlexport.stages.evaluate import evaluate
+
+    options, runtime = record(EvaluateOptions, values), record(RuntimeOptions, values)
+    with _terminal.progress() as progress:
+        report = evaluate(bundle, data, options, runtime, progress=progress)
+    _terminal.show(report, as_json, draw)
+
+
+def draw(report: EvaluateReport, console: Console) -> None:
+    """Accuracy with its interval, then each class."""
+    from rich.table import Table
+
+    accuracy = report.accuracy
+    console.print(
+        f"[bold]accuracy {accuracy.value:.3f}[/] (95 % interval {accuracy.low:.3f} .. "
+        f"{accuracy.high:.3f}), macro F1 {report.macro_f1:.3f}, on {report.examples} examples, "
+        f"{report.runtime}"
+    )
+    table = Table("class", "examples", "precision", "recall", "mostly taken for")
+    labels = [score.label for score in report.classes]
+    for number, score in enumerate(report.classes):
+        wrong = [0 if n == number else count for n, count in enumerate(report.confusion[number])]
+        most = max(wrong, default=0)
+        taken = f"{labels[wrong.index(most)]} ({most})" if most else "-"
+        table.add_row(
+            score.label,
+            str(score.examples),
+            f"{score.precision:.3f}",
+            f"{score.recall:.3f}" if score.examples else "-",
+            taken,
+        )
+    console.print(table)
+    for line in report.skipped:
+        console.print(f"left out, broken: {line}", markup=False)

@@ -1,0 +1,66 @@
+"""tlexport train."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from tlexport.cli._flags import as_json, flags, record
+from tlexport.options import TrainOptions
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from tlexport.reports import TrainReport
+
+
+@click.command()
+@click.argument("data", type=click.Path(path_type=Path))
+@click.option(
+    "-o", "--output", type=click.Path(path_type=Path), required=True, help="The bundle to write."
+)
+@flags(TrainOptions)
+@as_json
+def command(data: Path, output: Path, as_json: bool, **values: Any) -> None:
+    """Fine-tune a pre-trained network on DATA and write a bundle.
+
+    DATA is a folder with a sub-folder per class, or train/ and val/ above those.
+
+    \b
+    Example:
+      tlexport train photos/ -o photos.bundle --backbone torchvision/resnet18
+    """
+    from tlexport.cli import _terminal
+    from tlexport.stages.train import train
+
+    with _terminal.progress() as progress:
+        report = train(data, output, record(TrainOptions, values), progress=progress)
+    _terminal.show(report, as_json, draw)
+
+
+def draw(report: TrainReport, console: Console) -> None:
+    """The accuracy first, then where it came from."""
+    accuracy = report.accuracy
+    console.print(
+        f"[bold]accuracy {accuracy.value:.3f}[/] on {report.val_examples} held-out examples "
+        f"(95 % interval {accuracy.low:.3f} .. {accuracy.high:.3f}; they also chose 1 of "
+        f"{len(report.trials)} trials)"
+    )
+    console.print(
+        f"{report.backbone}, weights: {report.weights}; {len(report.labels)} classes, "
+        f"{report.train_examples} training examples"
+    )
+    console.print(
+        f"features {report.features_s:.1f} s ({report.features_reused} from the cache), "
+        f"head {report.head_s:.1f} s, learning rate {report.best.learning_rate:.2g}, "
+        f"weight decay {report.best.weight_decay:.2g}, {report.best.epochs} epochs"
+    )
+    for note in report.notes:
+        console.print(f"note: {note}")
+    if report.skipped:
+        console.print(f"left out, {len(report.skipped)} broken:")
+        for line in report.skipped:
+            console.print(f"  {line}", markup=False)
+    console.print(f"bundle: {report.bundle}", markup=False)

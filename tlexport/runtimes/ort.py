@@ -1,0 +1,214 @@
+"""ort@cpu, ort@cuda:N: the exported file in ONNX Runtime."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import io
+import queue
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+
+from tlexport.bundle import Bundle
+from tlexport.environment import cores
+from tlexport.errors import ExportError, MissingDependency, OptionError, SpecError
+from tlexport.options import RuntimeOptions
+from tlexport.spec import ModelSpec, Tensors, TensorSpec
+
+DTYPES = {"float": "float32", "double": "float64", "string": "object"}
+"""ONNX's element types whose names are not numpy's; `float16`, `uint8` ... are."""
+FATAL_ONLY, WARNINGS = 4, 2
+
+
+class OrtPool:
+    """As many sessions of one file as instances were asked for; a request takes a free one.
+
+    The graph is optimised fully (ENABLE_ALL), as Triton's ONNX Runtime backend does by default.
+    A file of another model opens, so that `verify` can report on it, and answers nothing.
+    """
+
+    def __init__(self, bundle: Bundle, where: str, options: RuntimeOptions) -> None:
+        artifact = bundle.artifact(options.artifact)
+        file = bundle.artifact_file(artifact)
+        self.name = f"ort@{where}"
+        self.spec = bundle.spec
+        self._outputs = [spec.name for spec in self.spec.outputs]
+        threads = options.threads_each(cores())
+        self._free: queue.SimpleQueue[ort.InferenceSession] = queue.SimpleQueue()
+        sessions = [_session(file, where, threads) for _ in range(options.instances)]
+        self._mismatch = _mismatch(self.spec, sessions[0], file)
+        for session in sessions:
+            self._free.put(session)
+        self._facts = {
+            "runtime": "onnxruntime",
+            "version": ort.__version__,
+            "device": where,
+            "providers": sessions[0].get_providers(),
+            "threads": threads,
+            "instances": options.instances,
+            "artifact_sha256": artifact.sha256,
+        }
+        self._open = True
+
+    def __call__(self, inputs: Tensors) -> dict[str, np.ndarray]:
+        """Answer: rows in, rows out, in order.
+
+        Raises:
+            SpecError: the inputs are not the declared ones, the file's own inputs and outputs
+                are not, or it refuses these sizes.
+            OptionError: it is closed.
+        """
+        self.spec.check(inputs)
+        if self._mismatch is not None:
+            raise self._mismatch
+        if not self._open:
+            raise OptionError("an open runtime", got=f"{self.name}, closed", fix="open it again")
+        session = self._free.get()
+        try:
+            answers = session.run(self._outputs, dict(inputs))
+        except Exception as error:  # ONNX Runtime's exceptions share no base but this
+            raise self._refused(inputs, error) from error
+        finally:
+            self._free.put(session)
+        return dict(zip(self._outputs, answers, strict=True))
+
+    def facts(self) -> Mapping[str, Any]:
+        """Library version, providers, threads, and the digest of the file it runs."""
+        return dict(self._facts)
+
+    def counters(self) -> Mapping[str, float]:
+        """None: it runs in this process."""
+        return {}
+
+    def close(self) -> None:
+        """Give sessions and their threads back."""
+        self._open = False
+        while not self._free.empty():
+            self._free.get()
+
+    def _refused(self, inputs: Tensors, error: Exception) -> SpecError:
+        shapes = {name: list(array.shape) for name, array in inputs.items()}
+        return SpecError(
+            f"{self.name} to answer {shapes}",
+            got=" ".join(str(error).split()),
+            fix="where a size is called invalid, that axis is a constant in the file: export it "
+            "as dynamic",
+        )
+
+
+def open(bundle: Bundle | None, where: str, options: RuntimeOptions) -> OrtPool:
+    """Open the artifact `options.artifact` of a bundle on "cpu" or "cuda:N".
+
+    Raises:
+        OptionError: no bundle, another device, or more instances than threads.
+        MissingDependency: a GPU was asked for and ONNX Runtime would fall back to the CPU.
+        BundleError: the artifact is missing, changed or stale.
+        ExportError: ONNX Runtime cannot load the file.
+    """
+    if bundle is None:
+        raise OptionError(
+            f"a bundle for ort@{where}", got="none", fix="name the bundle that holds the artifact"
+        )
+    return OrtPool(bundle, where, options)
+
+
+def _session(file: Path, where: str, threads: int) -> ort.InferenceSession:
+    settings = ort.SessionOptions()
+    settings.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
+    settings.intra_op_num_threads = threads
+    settings.inter_op_num_threads = 1
+    settings.log_severity_level = FATAL_ONLY  # its errors come as exceptions, too
+    if where == "cpu":
+        return _load(file, settings, ["CPUExecutionProvider"])
+    if not re.fullmatch(r"cuda:\d+", where):
+        raise OptionError("ort@cpu or ort@cuda:N", got=f"ort@{where}", fix="name one of these")
+    notes = io.StringIO()
+    cuda = ("CUDAExecutionProvider", {"device_id": where[5:]})
+    ort.set_default_logger_severity(FATAL_ONLY)
+    try:
+        with contextlib.redirect_stdout(notes):  # preload_dlls prints what it does not find
+            ort.preload_dlls()
+        session = _load(file, settings, [cuda, "CPUExecutionProvider"])
+    finally:
+        ort.set_default_logger_severity(WARNINGS)
+    if "CUDAExecutionProvider" not in session.get_providers():
+        raise MissingDependency(
+            f"ONNX Runtime's CUDA provider for ort@{where}",
+            got=f"it fell back to {', '.join(session.get_providers())}: {_why_no_cuda()}",
+            fix=f"install onnxruntime-gpu {ort.__version__} with the CUDA and cuDNN it was built "
+            "for (pip install onnxruntime-gpu[cuda,cudnn]), or use ort@cpu",
+        )
+    return session
+
+
+def _load(
+    file: Path, settings: ort.SessionOptions, providers: Sequence[Any]
+) -> ort.InferenceSession:
+    try:
+        return ort.InferenceSession(file, settings, providers=providers)
+    except Exception as error:  # ONNX Runtime's exceptions share no base but this
+        raise ExportError(
+            f"a file that onnxruntime {ort.__version__} loads",
+            got=" ".join(str(error).split()),
+            fix="export again, or update onnxruntime",
+        ) from error
+
+
+def _why_no_cuda() -> str:
+    """What the loader says about the provider's library; ONNX Runtime only logs it."""
+    library = Path(ort.__file__).parent / "capi" / "libonnxruntime_providers_cuda.so"
+    if not library.is_file():
+        return f"this build ({ort.get_available_providers()}) has no CUDA provider"
+    try:
+        ctypes.CDLL(str(library))
+    except OSError as error:
+        return str(error)
+    return "its libraries load, but no such device is there"
+
+
+def _mismatch(spec: ModelSpec, session: ort.InferenceSession, file: Path) -> SpecError | None:
+    """Where the file's own inputs or outputs are not the declared ones, the error that says so.
+
+    An axis that is declared as dynamic and a constant in the file passes here: which sizes such
+    a file answers is for `verify` to find out.
+    """
+    for kind, specs, found in (
+        ("inputs", spec.inputs, session.get_inputs()),
+        ("outputs", spec.outputs, session.get_outputs()),
+    ):
+        by_name = {node.name: node for node in found}
+        if set(by_name) != {s.name for s in specs} or not all(
+            _fits(s, by_name[s.name]) for s in specs
+        ):
+            return SpecError(
+                f"the {kind} {', '.join(_written(s.name, s.dtype, s.shape) for s in specs)}",
+                got=", ".join(_written(n.name, _dtype(n), n.shape) for n in found)
+                + f" in {file.name}",
+                fix="export again: the file is not of this bundle's model",
+            )
+    return None
+
+
+def _fits(spec: TensorSpec, node: ort.NodeArg) -> bool:
+    return (
+        _dtype(node) == spec.dtype
+        and len(node.shape) == len(spec.shape)
+        and all(
+            isinstance(want, str) or not isinstance(size, int) or want == size
+            for want, size in zip(spec.shape, node.shape, strict=True)
+        )
+    )
+
+
+def _dtype(node: ort.NodeArg) -> str:
+    element: str = node.type.removeprefix("tensor(").removesuffix(")")
+    return DTYPES.get(element, element)
+
+
+def _written(name: str, dtype: str, shape: Sequence[Any]) -> str:
+    return f"{name} {dtype} [{', '.join(str(size) for size in shape)}]"

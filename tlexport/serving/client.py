@@ -1,0 +1,156 @@
+"""One connection to a Triton server, gRPC or HTTP alike."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import msgspec
+import tritonclient.grpc
+import tritonclient.http
+from tritonclient.utils import InferenceServerException
+
+from tlexport.errors import OptionError, ServerError
+
+GONE = re.compile(r"UNAVAILABLE|failed to connect|Connection refused|unreachable|not resolve")
+LATE = re.compile(r"DEADLINE_EXCEEDED|Deadline Exceeded|timed out", re.IGNORECASE)
+NO_MODEL = re.compile(r"unknown model|is not found|is not ready|has no available versions")
+PROTOCOLS = {"": "grpc", "grpc": "grpc", "http": "http", "shm": "shm"}
+
+
+class Address(msgspec.Struct, frozen=True, kw_only=True):
+    """Where a server answers: `protocol` is grpc, http, or shm (gRPC with shared memory)."""
+
+    protocol: str
+    place: str
+
+
+def parse(where: str) -> Address:
+    """Read HOST:PORT, http://HOST:PORT or shm://HOST:PORT.
+
+    Raises:
+        OptionError: it is written otherwise.
+    """
+    scheme, _, place = where.rpartition("://")
+    place = place.rstrip("/")
+    host, _, port = place.rpartition(":")
+    if scheme not in PROTOCOLS or not host or not port.isdigit():
+        raise OptionError(
+            "a server written HOST:PORT (gRPC), http://HOST:PORT or shm://HOST:PORT",
+            got=repr(where),
+            fix="write for example triton@localhost:8001 or triton@http://localhost:8000",
+        )
+    return Address(protocol=PROTOCOLS[scheme], place=place)
+
+
+class Client:
+    """A connection for one thread; every answer about the server is plain JSON data."""
+
+    def __init__(self, address: Address, timeout_s: float) -> None:
+        self.address = address
+        self.timeout_s = timeout_s
+        self._http = address.protocol == "http"
+        self._module = tritonclient.http if self._http else tritonclient.grpc
+        waits = {"connection_timeout": timeout_s, "network_timeout": timeout_s}
+        self._client = self._module.InferenceServerClient(
+            address.place, **(waits if self._http else {})
+        )
+
+    def server(self) -> dict[str, Any]:
+        """Name, version and extensions of the server."""
+        return self._told("get_server_metadata")
+
+    def models(self) -> list[dict[str, Any]]:
+        """Models of the repository with version and state."""
+        index: Any = self._told("get_model_repository_index")
+        return list(index if self._http else index.get("models", []))
+
+    def config(self, model: str, version: str = "") -> dict[str, Any]:
+        """The configuration the server uses."""
+        found = self._told("get_model_config", model, version)
+        return dict(found if self._http else found["config"])
+
+    def metadata(self, model: str, version: str = "") -> dict[str, Any]:
+        """Inputs, outputs and versions of a model."""
+        return self._told("get_model_metadata", model, version)
+
+    def statistics(self, model: str, version: str) -> dict[str, Any]:
+        """Totals of a model's version since it was loaded."""
+        found = self._told("get_inference_statistics", model, version)
+        return dict(found["model_stats"][0])
+
+    def input(self, name: str, shape: Sequence[int], datatype: str) -> Any:
+        """An input to be filled."""
+        return self._module.InferInput(name, list(shape), datatype)
+
+    def output(self, name: str) -> Any:
+        """An output to be asked for."""
+        return self._module.InferRequestedOutput(name)
+
+    def infer(self, model: str, version: str, inputs: list[Any], outputs: list[Any]) -> Any:
+        """Ask once.
+
+        Raises:
+            ServerError: a refusal in the server's words, or no answer.
+        """
+        waits = {} if self._http else {"client_timeout": self.timeout_s}
+        with self.translated():
+            return self._client.infer(
+                model, inputs, model_version=version, outputs=outputs, **waits
+            )
+
+    def register(self, region: str, key: str, size_bytes: int) -> None:
+        """Tell the server of a shared memory region."""
+        with self.translated():
+            self._client.register_system_shared_memory(region, key, size_bytes)
+
+    def unregister(self, region: str) -> None:
+        """Have the server let go of a shared memory region."""
+        with self.translated():
+            self._client.unregister_system_shared_memory(region)
+
+    def close(self) -> None:
+        """Give the connection back."""
+        self._client.close()
+
+    @contextmanager
+    def translated(self) -> Iterator[None]:
+        """Turn the client library's errors into ours."""
+        try:
+            yield
+        except InferenceServerException as error:
+            raise self._refusal(str(error.status() or ""), str(error.message())) from error
+        except (OSError, EOFError) as error:
+            raise self._refusal("", f"{type(error).__name__}: {error}") from error
+
+    def _told(self, method: str, *arguments: str) -> dict[str, Any]:
+        more = {} if self._http else {"as_json": True, "client_timeout": self.timeout_s}
+        with self.translated():
+            told: dict[str, Any] = getattr(self._client, method)(*arguments, **more)
+            return told
+
+    def _refusal(self, status: str, message: str) -> ServerError:
+        place, text = self.address.place, f"{status} {message}"
+        if LATE.search(text):
+            return ServerError(
+                f"an answer from {place} within {self.timeout_s:g} s",
+                got=message,
+                fix="pass a longer --timeout-s, or give the server more instances",
+            )
+        if GONE.search(text) or not message:
+            other = "HTTP" if self._http else "gRPC"
+            return ServerError(
+                f"a Triton server that speaks {other} at {place}",
+                got=message or "no answer",
+                fix="start one with `tlexport serve model_repository`; use the address it prints",
+            )
+        known = NO_MODEL.search(message)
+        return ServerError(
+            f"an answer from the server at {place}",
+            got=message.strip(),
+            fix="name a model and version that it serves; `tlexport serve` prints them"
+            if known
+            else "send what the model declares, or package the model again",
+        )

@@ -1,0 +1,298 @@
+"""The Triton model repository: whole versions in, at one stroke.
+
+<repository>/<name>/config.pbtxt, labels.txt, warmup/...
+<repository>/<name>/<version>/model.onnx       or model.onnx/model.onnx and its data
+<repository>/<name>/<version>/tlexport.json    where the version comes from: Origin
+<repository>/<name>/<version>/golden.safetensors   a few inputs (input:NAME), answers (output:NAME)
+
+A server that polls sees a version with all its files or not at all. A new model is made beside the
+repository and renamed into it. In a model that is there, everything a new configuration names is
+written first, then the configuration, which fits the older versions as well, then the version.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+import numpy as np
+from tritonclient.grpc import model_config_pb2 as pb
+
+from tlexport.bundle import encode, write_tensors
+from tlexport.errors import RepositoryError
+from tlexport.files import cannot_write, sync_file, sync_folder, write_atomic
+from tlexport.options import check_name
+from tlexport.serving import config
+from tlexport.serving.config import CONFIG, LABELS, WARMUP, Settings
+from tlexport.spec import ModelSpec
+
+ORIGIN = "tlexport.json"
+GOLDEN = "golden.safetensors"
+MODEL_FILES = {"onnxruntime": "model.onnx", "tensorrt": "model.plan", "openvino": "model.xml"}
+"""File that a backend opens where a configuration names none."""
+
+
+class Origin(msgspec.Struct, frozen=True, kw_only=True):
+    """Where a version comes from: digests of what it was made of and of its proof."""
+
+    bundle_sha256: str
+    artifact: str
+    artifact_sha256: str
+    weights_sha256: str
+    golden_sha256: str
+    parity_sha256: str
+    parity: str
+    versions: dict[str, str]
+
+
+class NewVersion(msgspec.Struct, frozen=True, kw_only=True):
+    """All that makes a version: `files` are (where it is, its path below the version folder)."""
+
+    spec: ModelSpec
+    settings: Settings
+    files: tuple[tuple[Path, str], ...]
+    origin: Origin
+    golden_inputs: dict[str, np.ndarray]
+    golden_outputs: dict[str, np.ndarray]
+
+
+def install(repository: Path, new: NewVersion, allow_signature_change: bool = False) -> int:
+    """Add the next version of a model; its number. Several packagers may do so at once.
+
+    Raises:
+        OptionError: the name is not one that Triton can bear.
+        RepositoryError: the signature is not that of the model in place, or it cannot be written.
+    """
+    check_name(new.settings.name)
+    for label in new.spec.labels:
+        if "\n" in label:
+            raise RepositoryError(
+                "labels of one line each", got=repr(label), fix="rename the label's folder"
+            )
+    try:
+        repository.mkdir(parents=True, exist_ok=True)
+        with _locked(repository):
+            if not allow_signature_change:
+                _hold_signature(repository / new.settings.name, new)
+            return _install(repository, new)
+    except OSError as error:
+        raise RepositoryError(
+            f"to write the repository {str(repository)!r}",
+            got=error.strerror or str(error),
+            fix=cannot_write(repository, error).fix,
+        ) from error
+
+
+def versions(model: Path) -> list[int]:
+    """Version numbers of a model folder, ascending; what else lies there is left alone."""
+    names = [path.name for path in model.iterdir() if path.is_dir()] if model.is_dir() else []
+    return sorted(int(name) for name in names if name.isdigit() and not name.startswith("0"))
+
+
+def models(repository: Path) -> dict[str, list[int]]:
+    """Model -> its versions, as the server would find them."""
+    return {path.name: versions(path) for path in sorted(repository.iterdir()) if path.is_dir()}
+
+
+def check(repository: Path) -> dict[str, list[int]]:
+    """Hold a folder against what the server expects of a repository; its models.
+
+    Raises:
+        RepositoryError: it is not there, is empty, or is something else than a repository.
+        OptionError: a model's name is not one that Triton can bear.
+    """
+    layout = "<repository>/<model>/config.pbtxt and <repository>/<model>/<version>/model.onnx"
+    expected = f"a model repository {str(repository)!r}: {layout}"
+    if repository.is_file():
+        raise RepositoryError(
+            expected,
+            got=f"a file{' of ONNX' if repository.suffix == '.onnx' else ''}",
+            fix="put it at <repository>/<model>/1/model.onnx, or run `tlexport package`, and name "
+            "the repository's folder",
+        )
+    if not repository.is_dir():
+        raise RepositoryError(expected, got="no such folder", fix="run `tlexport package` first")
+    if (repository / "bundle.json").is_file():
+        raise RepositoryError(
+            expected, got="a bundle", fix=f"run `tlexport package {repository}` first"
+        )
+    if (repository / CONFIG).is_file():
+        raise RepositoryError(
+            expected, got="the folder of one model", fix=f"serve {str(repository.parent)!r}"
+        )
+    found = models(repository)
+    if not found:
+        loose = [path.name for path in repository.glob("*.onnx")]
+        raise RepositoryError(
+            expected,
+            got=f"{', '.join(loose)} in it, but no model folder" if loose else "an empty folder",
+            fix="put it at <repository>/<model>/1/model.onnx"
+            if loose
+            else "run `tlexport package`",
+        )
+    for name, numbers in found.items():
+        check_name(name)
+        _check_model(repository / name, numbers)
+    return found
+
+
+def fully_described(repository: Path) -> bool:
+    """Whether every model's configuration leaves the server nothing to complete."""
+    for path in repository.iterdir():
+        if path.is_dir():
+            if not (path / CONFIG).is_file():
+                return False
+            found = config.parse(path / CONFIG)
+            whole = found.input and found.output and (found.backend or found.platform)
+            if not whole or not found.instance_group:
+                return False
+    return True
+
+
+def _check_model(folder: Path, numbers: list[int]) -> None:
+    described = (folder / CONFIG).is_file()
+    if described:
+        config.parse(folder / CONFIG)
+    if not numbers:
+        raise RepositoryError(
+            f"a version folder such as {folder.name}/1 in {str(folder)!r}",
+            got=", ".join(sorted(path.name for path in folder.iterdir())) or "an empty folder",
+            fix="put the model into a folder whose name is a number, or remove this one",
+        )
+    newest = folder / str(numbers[-1])
+    if not described and not any((newest / name).exists() for name in MODEL_FILES.values()):
+        raise RepositoryError(
+            f"{CONFIG} in {str(folder)!r}",
+            got=f"none, and no {', '.join(MODEL_FILES.values())} in {folder.name}/{numbers[-1]}",
+            fix="run `tlexport package`, or write the configuration",
+        )
+
+
+def _install(repository: Path, new: NewVersion) -> int:
+    model = repository / new.settings.name
+    beside = _stage_place(repository)
+    if beside is None:
+        model.mkdir(exist_ok=True)
+    if model.is_dir():
+        number = max(versions(model), default=0) + 1
+        with _staging(model) as stage:
+            _fill_version(stage, new)
+            _describe(model, new, number)
+            stage.rename(model / str(number))
+            sync_folder(model)
+        return number
+    with _staging(beside or model) as stage:
+        _describe(stage, new, 1)
+        (stage / "1").mkdir()
+        _fill_version(stage / "1", new)
+        stage.rename(model)
+        sync_folder(repository)
+    return 1
+
+
+def _stage_place(repository: Path) -> Path | None:
+    """Where a new model is made whole: beside the repository, for all in it counts as a model.
+
+    None where that is another disk or not ours to write: then the model's folder is filled in
+    place, its configuration first and its version, at one stroke, last.
+    """
+    beside = repository.absolute().parent
+    same_disk = beside.stat().st_dev == repository.stat().st_dev
+    return beside if same_disk and os.access(beside, os.W_OK) else None
+
+
+@contextlib.contextmanager
+def _staging(place: Path) -> Iterator[Path]:
+    """A folder to fill; what a killed packager left is removed first (the lock is held)."""
+    for left in place.glob(".tlexport-staging-*"):
+        owner = left.name.split("-")[2]
+        if not Path(f"/proc/{owner}").exists():
+            shutil.rmtree(left, ignore_errors=True)
+    stage = Path(tempfile.mkdtemp(dir=place, prefix=f".tlexport-staging-{os.getpid()}-"))
+    try:
+        stage.chmod(0o755)
+        yield stage
+    finally:
+        shutil.rmtree(stage, ignore_errors=True)
+
+
+def _fill_version(folder: Path, new: NewVersion) -> None:
+    for source, name in new.files:
+        place = folder / name
+        place.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source, place)
+        sync_file(place)
+    sides = {"input": new.golden_inputs, "output": new.golden_outputs}
+    golden = {f"{side}:{name}": a for side, each in sides.items() for name, a in each.items()}
+    write_tensors(folder / GOLDEN, golden)
+    write_atomic(folder / ORIGIN, encode(new.origin))
+
+
+def _describe(model: Path, new: NewVersion, number: int) -> None:
+    """Write what the configuration names, then the configuration, then drop what none names."""
+    place = model / CONFIG
+    before = config.parse(place) if place.is_file() else None
+    kept = {str(version) for version in versions(model)}
+    known = config.digests_of(before) if before is not None else {}
+    digests = {version: sha for version, sha in known.items() if version in kept}
+    digests[str(number)] = new.origin.artifact_sha256
+    sample = {name: array[:1] for name, array in new.golden_inputs.items()}
+    built = config.build(new.spec, new.settings, sample, digests)
+    if new.spec.labels:
+        write_atomic(model / LABELS, "".join(f"{label}\n" for label in new.spec.labels).encode())
+    for tensor in new.spec.inputs:
+        array = sample[tensor.name]
+        write_atomic(model / WARMUP / config.warmup_name(array), config.raw_bytes(array))
+    write_atomic(place, config.text(built).encode())
+    named = _warmup_files(built) | (_warmup_files(before) if before is not None else set())
+    for path in (model / WARMUP).glob("[!.]*"):
+        if path.name not in named:
+            path.unlink()
+
+
+def _warmup_files(found: pb.ModelConfig) -> set[str]:
+    blocks = [block for warmup in found.model_warmup for block in warmup.inputs.values()]
+    return {block.input_data_file for block in blocks}
+
+
+def _hold_signature(model: Path, new: NewVersion) -> None:
+    if not (model / CONFIG).is_file():
+        return
+    before = _signature(config.parse(model / CONFIG), model)
+    sample = {name: array[:1] for name, array in new.golden_inputs.items()}
+    after = _signature(config.build(new.spec, new.settings, sample, {}), None)
+    after["labels"] = list(new.spec.labels)
+    for part, value in after.items():
+        if before[part] != value:
+            raise RepositoryError(
+                f"the {part} of {model.name!r} as they are served now: {before[part]}",
+                got=f"{value}",
+                fix="clients rely on them: pass another --name, or --allow-signature-change",
+            )
+
+
+def _signature(found: pb.ModelConfig, model: Path | None) -> dict[str, list[str]]:
+    def described(block: pb.ModelInput | pb.ModelOutput) -> str:
+        kind = pb.DataType.Name(block.data_type).removeprefix("TYPE_")
+        return f"{block.name} {kind} [{', '.join(map(str, block.dims))}]"
+
+    labels = model / LABELS if model is not None else None
+    return {
+        "inputs": [described(block) for block in found.input],
+        "outputs": [described(block) for block in found.output],
+        "labels": labels.read_text().splitlines() if labels and labels.is_file() else [],
+    }
+
+
+@contextlib.contextmanager
+def _locked(repository: Path) -> Iterator[None]:
+    """Hold the repository's lock; the system frees it should this process be killed."""
+    with (repository / ".tlexport.lock").open("ab") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield

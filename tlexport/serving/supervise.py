@@ -1,0 +1,92 @@
+"""Keeps a server no longer than its parent lives.
+
+Run as a script with one argument, a JSON object:
+
+    command      the server's command line
+    parent       process id of the parent
+    stop_s       seconds a server may take to stop before it is killed
+    shm_prefix   /dev/shm regions to remove afterwards ("" for none)
+    afterwards   a command to run when the server is gone ([] for none)
+
+The parent holds this process's standard input. When that closes, when the parent is gone, or on
+SIGTERM, the server is stopped; when the server ends by itself, so does this process, with its
+code. The kernel kills the server should this process be killed. Standard library only: it is
+started as `python -I -S`.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+PR_SET_PDEATHSIG = 1
+PARENT_CHECK_S = 0.5
+
+
+def supervise(command: list[str], stop_s: float, parent: int) -> int:
+    """Run `command` until it ends or must; its exit code, 128 + signal if a signal ended it."""
+    wakes, told = os.pipe()
+    for end in (wakes, told):
+        os.set_blocking(end, False)
+    signal.set_wakeup_fd(told)
+    asked: list[int] = []
+    signal.signal(signal.SIGTERM, lambda number, frame: asked.append(number))
+    signal.signal(signal.SIGCHLD, lambda number, frame: None)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    server = subprocess.Popen(command, stdin=subprocess.DEVNULL, preexec_fn=_die_with(os.getpid()))
+    while server.poll() is None:
+        ready, _, _ = select.select([0, wakes], [], [], PARENT_CHECK_S)
+        if wakes in ready:
+            os.read(wakes, 64)
+        if asked or os.getppid() != parent or (0 in ready and not os.read(0, 64)):
+            _stop(server, stop_s)
+    code = server.returncode
+    return code if code >= 0 else 128 - code
+
+
+def remove_regions(prefix: str, folder: Path = Path("/dev/shm")) -> None:
+    """Unlink the shared memory regions whose name starts with `prefix`."""
+    for region in folder.glob(f"{prefix}*") if prefix else ():
+        region.unlink(missing_ok=True)
+
+
+def _stop(server: subprocess.Popen[bytes], stop_s: float) -> None:
+    server.terminate()
+    try:
+        server.wait(stop_s)
+    except subprocess.TimeoutExpired:
+        server.kill()
+        server.wait()
+
+
+def _die_with(supervisor: int) -> Callable[[], None]:
+    libc = ctypes.CDLL(None)
+
+    def before_exec() -> None:
+        libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != supervisor:
+            os._exit(1)
+
+    return before_exec
+
+
+def main() -> int:
+    """Supervise what the argument says."""
+    told = json.loads(sys.argv[1])
+    try:
+        return supervise(told["command"], told["stop_s"], told["parent"])
+    finally:
+        remove_regions(told["shm_prefix"])
+        if told["afterwards"]:
+            subprocess.run(told["afterwards"], stdin=subprocess.DEVNULL, check=False)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

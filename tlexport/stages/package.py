@@ -1,0 +1,189 @@
+"""A verified artifact becomes a version in a Triton repository."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tlexport.bundle import Artifact, Bundle, encode
+from tlexport.environment import cores, versions
+from tlexport.errors import BundleError, OptionError, ParityError
+from tlexport.files import sha256_of, sha256_of_json
+from tlexport.options import PackageOptions
+from tlexport.progress import Progress, silent
+from tlexport.reports import PackageReport, ParityReport
+from tlexport.serving import config, repository
+from tlexport.serving.releases import oldest_that_reads, readers, release
+from tlexport.spec import rows
+
+GOLDEN_KEPT = 4
+"""Golden samples that travel with a version, so that a server can be asked one."""
+
+
+def package(
+    bundle: Bundle | Path | str,
+    place: Path | str = "model_repository",
+    options: PackageOptions | None = None,
+    *,
+    progress: Progress = silent,
+) -> PackageReport:
+    """Write the next version of the model into the repository at `place`, whole or not at all.
+
+    Only an artifact that was proven equal to the original is taken: the bundle must hold a passing
+    parity report of this very file and these very weights.
+
+    Raises:
+        ParityError: there is no such report, it did not pass, or it is of another file.
+        OptionError: more threads than cores, an unknown release, or one that cannot read the file.
+        BundleError: the artifact is missing, changed or stale.
+        RepositoryError: the model in place has another signature, or it cannot be written.
+    """
+    options = options or PackageOptions()
+    home = bundle if isinstance(bundle, Bundle) else Bundle(bundle)
+    progress("package", 0, 2)
+    artifact = home.artifact(options.artifact)
+    report = proof(home, artifact)
+    _hold_release(artifact, options.triton)
+    granted = cores()
+    instances, threads = config.thread_budget(options.instances, options.threads, granted)
+    settings = config.Settings(
+        name=options.name or home.spec.name,
+        backend=artifact.triton_backend,
+        max_batch=options.max_batch,
+        queue_delay_us=options.queue_delay_us,
+        instances=instances,
+        threads=threads,
+        keep_versions=options.keep_versions,
+    )
+    progress("package", 1, 2)
+    new = _new_version(home, artifact, report, settings)
+    number = repository.install(Path(place), new, options.allow_signature_change)
+    progress("package", 2, 2)
+    found = PackageReport(
+        repository=str(place),
+        model=settings.name,
+        version=number,
+        artifact_sha256=artifact.sha256,
+        max_batch=settings.max_batch,
+        instances=instances,
+        threads=threads,
+        cores=granted,
+        triton_oldest=_oldest(artifact),
+        files=_files(Path(place) / settings.name, number),
+    )
+    home.write_report("package", found)
+    return found
+
+
+def proof(home: Bundle, artifact: Artifact) -> ParityReport:
+    """The passing parity report of this very artifact.
+
+    Raises:
+        ParityError: there is none, it did not pass, or it is of another file or other weights.
+    """
+    expected = f"a passing parity report of {artifact.name} {artifact.sha256[:12]}"
+    fix = f"run `tlexport verify {home.root}`"
+    try:
+        report = home.report(f"parity-{artifact.name}", ParityReport)
+    except BundleError as error:
+        raise ParityError(expected, got=error.got, fix=f"{fix} again") from error
+    if report is None:
+        raise ParityError(expected, got="no report", fix=fix)
+    if report.artifact != artifact.name or report.artifact_sha256 != artifact.sha256:
+        raise ParityError(
+            expected,
+            got=f"a report of {report.artifact} {report.artifact_sha256[:12]}",
+            fix=f"the file is another since it was verified: {fix} again",
+        )
+    if report.weights_sha256 != home.manifest.weights_sha256:
+        raise ParityError(
+            f"a parity report of the weights {home.manifest.weights_sha256[:12]}",
+            got=f"one of {report.weights_sha256[:12]}",
+            fix=f"run `tlexport export {home.root}` and `tlexport verify {home.root}` again",
+        )
+    if not report.passed or not report.checks:
+        failed = [check for check in report.checks if not check.passed]
+        reason = failed[0].reason or f"{failed[0].check} of {failed[0].output}" if failed else ""
+        flipped = sum(not flip.forgiven for flip in report.flips)
+        raise ParityError(
+            expected,
+            got=f"one that failed: {reason or f'{flipped} changed labels'}"
+            if report.checks
+            else "one without a single check",
+            fix="export it again, or find out why the runtimes differ",
+        )
+    return report
+
+
+def _hold_release(artifact: Artifact, triton: str | None) -> None:
+    if triton is None:
+        return
+    wanted = release(triton)
+    opset, ir_version = artifact.options.get("opset"), artifact.options.get("ir_version")
+    if opset is None or ir_version is None or wanted.reads(opset, ir_version):
+        return
+    able = readers(opset, ir_version)
+    raise OptionError(
+        f"a file that Triton {triton} reads: opset <= {wanted.max_opset}, "
+        f"IR <= {wanted.max_ir_version}",
+        got=f"opset {opset}, IR {ir_version} in {artifact.name}",
+        fix=f"run `tlexport export --triton {triton}` and verify it, or serve it with "
+        + (f"{able[0].triton} or newer" if able else "no release known so far"),
+    )
+
+
+def _oldest(artifact: Artifact) -> str:
+    opset, ir_version = artifact.options.get("opset"), artifact.options.get("ir_version")
+    found = oldest_that_reads(opset, ir_version) if opset and ir_version else None
+    return found.triton if found else "unknown"
+
+
+def _new_version(
+    home: Bundle, artifact: Artifact, report: ParityReport, settings: config.Settings
+) -> repository.NewVersion:
+    golden = home.golden()
+    kept = slice(0, GOLDEN_KEPT)
+    return repository.NewVersion(
+        spec=home.spec,
+        settings=settings,
+        files=_laid_out(home, artifact),
+        origin=repository.Origin(
+            bundle_sha256=sha256_of(home.root / "bundle.json"),
+            artifact=artifact.name,
+            artifact_sha256=artifact.sha256,
+            weights_sha256=home.manifest.weights_sha256,
+            golden_sha256=home.manifest.golden_sha256,
+            parity_sha256=sha256_of_json(encode(report).decode()),
+            parity=f"{report.candidate} against {report.reference}: max_abs {report.max_abs:.3g} "
+            f"on {report.samples} samples",
+            versions=artifact.versions | {"tlexport": versions().get("tlexport", "unknown")},
+        ),
+        golden_inputs=rows(golden.inputs, kept),
+        golden_outputs=rows(golden.outputs, kept),
+    )
+
+
+def _laid_out(home: Bundle, artifact: Artifact) -> tuple[tuple[Path, str], ...]:
+    """Each file of the artifact and its path in the version folder.
+
+    One file is `model.onnx` itself; several go into a folder of that name, as the server's
+    backend documents it.
+    """
+    main = home.artifact_file(artifact)
+    name = repository.MODEL_FILES.get(artifact.triton_backend, main.name)
+    if len(artifact.files) == 1:
+        return ((main, name),)
+    root = home.root / "artifacts" / artifact.name
+    files = []
+    for file in artifact.files:
+        source = root / file
+        inner = name if source == main else str(source.relative_to(main.parent))
+        files.append((source, f"{name}/{inner}"))
+    return tuple(files)
+
+
+def _files(model: Path, number: int) -> tuple[str, ...]:
+    """The files of the model's own and of this version, below the model's folder."""
+    own = [path for path in model.iterdir() if path.is_file()]
+    below = [p for part in (config.WARMUP, str(number)) for p in (model / part).rglob("*")]
+    shown = [p.relative_to(model) for p in (*own, *below) if p.is_file()]
+    return tuple(sorted(str(path) for path in shown if not path.name.startswith(".")))

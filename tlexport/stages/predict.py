@@ -1,0 +1,77 @@
+"""Raw files in, labels and probabilities out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from types import ModuleType
+
+from tlexport import plugins
+from tlexport.bundle import Bundle
+from tlexport.errors import DataError
+from tlexport.options import PredictOptions, RuntimeOptions
+from tlexport.reports import Prediction, PredictReport
+from tlexport.runtimes import Runtime, connect
+from tlexport.spec import rows
+
+
+def predict(
+    source: Path | str,
+    files: Sequence[Path | str],
+    options: PredictOptions | None = None,
+    runtime: RuntimeOptions | None = None,
+) -> PredictReport:
+    """Ask a bundle's model, or a running server, about raw files.
+
+    `source` is a bundle's folder, or a runtime that knows its model itself, such as
+    triton@localhost:8001. Files that cannot be read have an `error` in place of labels.
+
+    Raises:
+        DataError: a file does not exist.
+        BundleError: `source` is no bundle.
+        ServerError: the server is not there or has no such model.
+    """
+    options = options or PredictOptions()
+    paths = [Path(file) for file in files]
+    missing = [str(path) for path in paths if not path.is_file()]
+    if missing or not paths:
+        raise DataError(
+            "files to ask about",
+            got=f"no file {', '.join(missing)}" if missing else "none named",
+            fix="name files that exist",
+        )
+    remote = "@" in str(source) and not Path(source).exists()
+    bundle = None if remote else Bundle(source)
+    name = str(source) if bundle is None else options.runtime or _default(bundle)
+    answering = connect(name, bundle, runtime or RuntimeOptions())
+    try:
+        task = plugins.load("tasks", answering.spec.task)
+        predictions: list[Prediction] = []
+        for at in range(0, len(paths), options.batch):
+            predictions += _ask(answering, task, paths[at : at + options.batch], options.top)
+    finally:
+        answering.close()
+    return PredictReport(runtime=name, predictions=tuple(predictions))
+
+
+def _ask(answering: Runtime, task: ModuleType, paths: Sequence[Path], top: int) -> list[Prediction]:
+    spec = answering.spec
+    loaded = task.load(paths, spec.preprocess)
+    found = {
+        row: Prediction(source=str(paths[row]), labels=(), probabilities=(), error=why)
+        for row, why in loaded.broken.items()
+    }
+    good = [row for row in range(len(paths)) if row not in found]
+    if good:
+        decided = task.decide(spec, answering(rows(loaded.inputs, good)))
+        for place, row in enumerate(good):
+            found[row] = Prediction(
+                source=str(paths[row]),
+                labels=tuple(spec.labels[number] for number in decided.order[place, :top]),
+                probabilities=tuple(float(p) for p in decided.probabilities[place, :top]),
+            )
+    return [found[row] for row in range(len(paths))]
+
+
+def _default(bundle: Bundle) -> str:
+    return "ort@cpu" if bundle.artifacts() else "eager@cpu"

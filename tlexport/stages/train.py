@@ -1,0 +1,167 @@
+"""Labelled examples in, a bundle with a fine-tuned model out."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from tlexport import plugins
+from tlexport.errors import BundleError, DataError
+from tlexport.files import atomic_folder, cache_folder
+from tlexport.measure.stats import wilson
+from tlexport.options import TrainOptions
+from tlexport.progress import Progress, silent
+from tlexport.reports import TrainReport
+from tlexport.tasks import Example, Examples
+from tlexport.training import features, finish, head
+from tlexport.training.split import split
+
+LISTED = 20
+GOLDEN_BATCH = 8
+
+
+def train(
+    data: Path | str,
+    output: Path | str,
+    options: TrainOptions | None = None,
+    *,
+    progress: Progress = silent,
+) -> TrainReport:
+    """Fit a head on the frozen backbone's features, and write the bundle `output`.
+
+    Raises:
+        OptionError: the task, backbone or weights are not to be had.
+        DataError: the examples are not usable; broken files are listed, all of them.
+        BundleError: `output` exists (without `force`) or cannot be written.
+    """
+    options = options or TrainOptions()
+    output = Path(output)
+    refuse_existing(output, force=options.force)
+    task = plugins.load("tasks", options.task)
+    examples = split(task.read(Path(data)), fraction=options.val_fraction, seed=options.seed)
+    learner = task.learner(options.backbone, options.weights, options.seed)
+    extraction = features.Extraction(
+        task=task, learner=learner, cache=cache_folder() / "features", batch=options.batch
+    )
+    start = time.perf_counter()
+    whole = (*examples.train, *examples.val)
+    found = features.compute(whole, extraction, progress)
+    features_s = time.perf_counter() - start
+    kept = _kept(whole, found, skip_broken=options.skip_broken)
+    parts = _parts(examples, found.values, kept)
+    start = time.perf_counter()
+    best, trials = head.search(*parts, len(examples.labels), options, progress)
+    report = TrainReport(
+        bundle=str(output),
+        task=options.task,
+        backbone=options.backbone,
+        weights=learner.source,
+        labels=examples.labels,
+        train_examples=len(parts[0].labels),
+        val_examples=len(parts[1].labels),
+        accuracy=wilson(
+            round(best.report.val_accuracy * len(parts[1].labels)), len(parts[1].labels)
+        ),
+        best=best.report,
+        trials=trials,
+        skipped=tuple(f"{whole[row].path}: {why}" for row, why in found.broken.items()),
+        notes=examples.notes,
+        features_reused=found.reused,
+        features_s=features_s,
+        head_s=time.perf_counter() - start,
+        seed=options.seed,
+    )
+    val = [example for row, example in enumerate(whole) if kept[row]][len(parts[0].labels) :]
+    model = finish.Model(
+        task=task,
+        spec=task.spec(options.name or model_name(output), examples.labels, learner),
+        learner=learner,
+        network=task.assemble(learner, best.head),
+    )
+    golden = finish.golden_of(val, options.golden, options.seed)
+    with atomic_folder(output, replace=options.force) as folder:
+        finish.write(folder, model, golden).write_report("train", report)
+    return report
+
+
+def refuse_existing(output: Path, *, force: bool) -> None:
+    """Tell before the work, not after it, that the bundle's place is taken.
+
+    Raises:
+        BundleError: it exists and `force` is false, or it is something else than a bundle.
+    """
+    if not output.exists():
+        return
+    if not force:
+        raise BundleError(
+            f"a new folder {str(output)!r}",
+            got="it exists already",
+            fix="name another folder with -o, or pass --force to replace it",
+        )
+    if not (output / "bundle.json").is_file() and (not output.is_dir() or any(output.iterdir())):
+        raise BundleError(
+            f"a bundle to replace in {str(output)!r}",
+            got="something that is no bundle",
+            fix="name another folder with -o: --force replaces bundles only",
+        )
+
+
+def _kept(
+    examples: Sequence[Example], found: features.Features, *, skip_broken: bool
+) -> np.ndarray:
+    """Which rows can be used: bool [examples].
+
+    Raises:
+        DataError: files are broken and may not be skipped, or features are not finite.
+    """
+    kept = np.ones(len(examples), dtype=bool)
+    kept[list(found.broken)] = False
+    if found.broken and not skip_broken:
+        lines = [f"{examples[row].path}: {why}" for row, why in list(found.broken.items())[:LISTED]]
+        more = len(found.broken) - len(lines)
+        raise DataError(
+            "files that can be read",
+            got=f"{len(found.broken)} broken of {len(examples)}:\n    "
+            + "\n    ".join(lines + ([f"... and {more} more"] if more else [])),
+            fix="mend or remove them, or pass --skip-broken to leave them out (what is done so far "
+            "is kept)",
+        )
+    wild = ~np.isfinite(found.values).all(axis=1) & kept
+    if wild.any():
+        raise DataError(
+            "finite features from the backbone",
+            got=f"NaN or infinity for {int(wild.sum())} files, such as "
+            f"{examples[int(wild.argmax())].path}",
+            fix="the weights are damaged or of another network: check --weights",
+        )
+    return kept
+
+
+def _parts(
+    examples: Examples, values: np.ndarray, kept: np.ndarray
+) -> tuple[head.Labelled, head.Labelled]:
+    labels = np.array([e.label for e in (*examples.train, *examples.val)], dtype=np.int64)
+    training = np.arange(len(labels)) < len(examples.train)
+    parts = [
+        head.Labelled(values=values[rows], labels=labels[rows])
+        for rows in (kept & training, kept & ~training)
+    ]
+    present = {int(label) for label in parts[0].labels}
+    if not len(parts[1].labels) or len(present) < len(examples.labels):
+        lost = [name for number, name in enumerate(examples.labels) if number not in present]
+        raise DataError(
+            "readable files of each class to train on, and some to hold out",
+            got=f"none left of {', '.join(lost)}" if lost else "none left to hold out",
+            fix="mend the broken files or add others",
+        )
+    return parts[0], parts[1]
+
+
+def model_name(folder: Path) -> str:
+    """A model name made of a bundle's folder: my cats.bundle -> my_cats."""
+    stem = folder.resolve().name.removesuffix(".bundle")
+    return re.sub(r"[^A-Za-z0-9_.-]+", "_", stem).strip("_.-") or "model"

@@ -1,0 +1,269 @@
+"""The ONNX file that a Triton release can read."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import onnx
+import onnx.version_converter
+import torch
+
+from tlexport import plugins
+from tlexport.bundle import Artifact, Bundle, digest_of
+from tlexport.environment import versions
+from tlexport.errors import ExportError
+from tlexport.options import ExportOptions
+from tlexport.serving.releases import Release, oldest_that_reads, readers, release
+from tlexport.spec import ModelSpec, TensorSpec
+
+INLINE_BYTES = 2_000_000_000
+"""Above this the weights go beside the graph: protobuf cannot hold 2 GiB."""
+
+PRIVATE = "pkg.torch.onnx.stack_trace"
+"""Node metadata with paths of the exporting machine; the other keys name the PyTorch module."""
+
+LOWEST_IR = {17: 8, 18: 8, 19: 9, 20: 9, 21: 10}
+"""The oldest IR version that can hold an opset, where it is older than what the exporter stamps.
+
+Source: onnx's own version table, https://onnx.ai/onnx/repo-docs/Versioning.html.
+"""
+
+
+def export(bundle: Bundle, folder: Path, options: ExportOptions) -> Artifact:
+    """Write `model.onnx` into `folder`, or `model.onnx/model.onnx` and its data above 2 GB.
+
+    Every symbolic axis of the spec is dynamic in the file; it is traced at batch 2, since 1 would
+    be taken for a constant.
+
+    Raises:
+        ExportError: the network cannot be traced, an axis came out constant, or the file cannot
+            be made readable for the release asked for.
+        OptionError: that release is not known.
+    """
+    wanted = release(options.triton) if options.triton else None
+    model = _traced(bundle, wanted)
+    _strip(model, keep_modules=True)
+    if wanted is not None:
+        model = _readable(model, wanted)
+    _hold_signature(model, bundle.spec)
+    _describe(model, bundle)
+    files = _write(model, folder)
+    opset, oldest = opset_of(model), oldest_that_reads(opset_of(model), model.ir_version)
+    return Artifact(
+        target="onnx",
+        precision="fp32",
+        file=files[0],
+        files=files,
+        sha256=digest_of(folder, files),
+        source_sha256=bundle.manifest.weights_sha256,
+        triton_backend="onnxruntime",
+        options={
+            "opset": opset,
+            "ir_version": model.ir_version,
+            "triton": options.triton,
+            "triton_oldest": oldest.triton if oldest else None,
+        },
+        versions=versions(),
+    )
+
+
+def opset_of(model: onnx.ModelProto) -> int:
+    """The version of the ai.onnx domain that a model imports."""
+    return max((e.version for e in model.opset_import if e.domain in ("", "ai.onnx")), default=0)
+
+
+def _traced(bundle: Bundle, wanted: Release | None) -> onnx.ModelProto:
+    network = plugins.load("tasks", bundle.spec.task).network(bundle)
+    golden = bundle.golden().inputs
+    samples = tuple(torch.from_numpy(golden[i.name][[0, -1]]) for i in bundle.spec.inputs)
+    axes = {axis for spec in bundle.spec.inputs for axis in spec.shape if isinstance(axis, str)}
+    dims = {axis: torch.export.Dim(axis) for axis in sorted(axes)}
+    shapes = tuple(
+        {place: dims[axis] for place, axis in enumerate(spec.shape) if isinstance(axis, str)}
+        for spec in bundle.spec.inputs
+    )
+    try:
+        with _quiet():
+            program = torch.onnx.export(
+                network,
+                samples,
+                dynamo=True,
+                verbose=False,
+                opset_version=_opset_for(wanted),
+                input_names=[spec.name for spec in bundle.spec.inputs],
+                output_names=[spec.name for spec in bundle.spec.outputs],
+                dynamic_shapes=shapes,
+            )
+    except Exception as error:  # the exporter raises whatever the traced code raises
+        raise ExportError(
+            f"a network that torch.export can trace with dynamic {', '.join(sorted(axes))}",
+            got=_reason(error),
+            fix="a branch on values or a size turned into a Python number is the usual cause: "
+            "choose another backbone or change the module's code",
+        ) from error
+    assert program is not None
+    model: onnx.ModelProto = program.model_proto
+    return model
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the exporter's warnings off the terminal: what it wrote is read back and checked."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "torch.export")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+def _opset_for(wanted: Release | None) -> int | None:
+    """The exporter's own choice, unless the release reads no opset that new."""
+    return None if wanted is None else min(wanted.max_opset, 20)
+
+
+def _reason(error: BaseException) -> str:
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def _strip(model: onnx.ModelProto, *, keep_modules: bool) -> None:
+    """Take out paths of this machine; without `keep_modules` all that IR 10 brought."""
+    for node in model.graph.node:
+        kept = [e for e in node.metadata_props if keep_modules and e.key != PRIVATE]
+        del node.metadata_props[:]
+        node.metadata_props.extend(kept)
+    if not keep_modules:
+        del model.graph.metadata_props[:]
+        for value in (*model.graph.value_info, *model.graph.input, *model.graph.output):
+            del value.metadata_props[:]
+        for tensor in model.graph.initializer:
+            del tensor.metadata_props[:]
+
+
+def _readable(model: onnx.ModelProto, wanted: Release) -> onnx.ModelProto:
+    """Bring opset and IR version down to what the release reads; nothing is claimed unread.
+
+    Raises:
+        ExportError: it cannot be done; the releases that can read the file are named.
+    """
+    written = opset_of(model), model.ir_version
+    if opset_of(model) > wanted.max_opset:
+        try:
+            model = onnx.version_converter.convert_version(model, wanted.max_opset)
+            onnx.checker.check_model(model)
+        except (RuntimeError, onnx.checker.ValidationError) as error:
+            raise _unreadable(wanted, written, _reason(error)) from error
+    opset = opset_of(model)
+    if model.ir_version > wanted.max_ir_version:
+        if LOWEST_IR.get(opset, model.ir_version) > wanted.max_ir_version or model.functions:
+            raise _unreadable(wanted, written, "the IR version cannot be lowered")
+        _strip(model, keep_modules=False)
+        model.ir_version = wanted.max_ir_version
+    if not wanted.reads(opset, model.ir_version):
+        raise _unreadable(wanted, written, f"opset {opset} after conversion")
+    return model
+
+
+def _unreadable(wanted: Release, written: tuple[int, int], why: str) -> ExportError:
+    able = readers(written[0], min(written[1], LOWEST_IR.get(written[0], written[1])))
+    return ExportError(
+        f"a file that Triton {wanted.triton} reads: opset <= {wanted.max_opset}, "
+        f"IR <= {wanted.max_ir_version}",
+        got=f"opset {written[0]}, IR {written[1]} from the exporter ({why})",
+        fix=f"pass --triton {able[0].triton} or newer" if able else "no known release reads it",
+    )
+
+
+def _hold_signature(model: onnx.ModelProto, spec: ModelSpec) -> None:
+    """Compare what was written with the spec: names, types, and which axes are dynamic.
+
+    Raises:
+        ExportError: naming the tensor and the axis.
+    """
+    for declared, written in (
+        (spec.inputs, model.graph.input),
+        (spec.outputs, model.graph.output),
+    ):
+        names = [value.name for value in written]
+        if names != [tensor.name for tensor in declared]:
+            raise ExportError(
+                f"the tensors {[tensor.name for tensor in declared]}",
+                got=str(names),
+                fix="the network takes or answers other tensors than its task declares",
+            )
+        for tensor, value in zip(declared, written, strict=True):
+            _hold_tensor(tensor, value)
+
+
+def _hold_tensor(tensor: TensorSpec, value: onnx.ValueInfoProto) -> None:
+    found = value.type.tensor_type
+    dtype = onnx.helper.tensor_dtype_to_np_dtype(found.elem_type).name
+    shape = [d.dim_value if d.HasField("dim_value") else d.dim_param for d in found.shape.dim]
+    if dtype != tensor.dtype or len(shape) != len(tensor.shape):
+        raise ExportError(
+            f"{tensor.name} as {tensor.dtype} {list(tensor.shape)}",
+            got=f"{dtype} {shape}",
+            fix="the network answers something else than its task declares",
+        )
+    for place, (want, size) in enumerate(zip(tensor.shape, shape, strict=True)):
+        if isinstance(want, str) == isinstance(size, str) and (
+            isinstance(want, str) or want == size
+        ):
+            continue
+        raise ExportError(
+            f"axis {place} of {tensor.name} to be {'dynamic' if isinstance(want, str) else want}",
+            got=f"{'the constant ' if isinstance(size, int) else 'the dynamic '}{size}",
+            fix="the network turns that size into a number while it is traced: choose another "
+            "backbone, or change the code that reads it",
+        )
+
+
+def _describe(model: onnx.ModelProto, bundle: Bundle) -> None:
+    facts: dict[str, Any] = {
+        "tlexport.spec": bundle.spec,
+        "tlexport.labels": bundle.spec.labels,
+        "tlexport.weights_sha256": bundle.manifest.weights_sha256,
+        "tlexport.version": versions().get("tlexport", "unknown"),
+    }
+    for key, value in facts.items():
+        text = value if isinstance(value, str) else msgspec.json.encode(value).decode()
+        model.metadata_props.add(key=key, value=text)
+
+
+def _write(model: onnx.ModelProto, folder: Path) -> tuple[str, ...]:
+    """Save and check; returns the files below `folder`, the one to open first."""
+    if model.ByteSize() <= INLINE_BYTES:
+        files: Sequence[str] = ("model.onnx",)
+        onnx.save_model(model, folder / "model.onnx")
+    else:
+        files = ("model.onnx/model.onnx", "model.onnx/model.onnx.data")
+        (folder / "model.onnx").mkdir()
+        onnx.save_model(
+            model,
+            folder / files[0],
+            save_as_external_data=True,
+            location="model.onnx.data",
+            all_tensors_to_one_file=True,
+        )
+    try:
+        onnx.checker.check_model(str(folder / files[0]), full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise ExportError(
+            "a file that onnx.checker accepts",
+            got=_reason(error),
+            fix="this is a fault of the exporter: try another --triton release",
+        ) from error
+    return tuple(files)

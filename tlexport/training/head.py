@@ -1,0 +1,141 @@
+"""A linear head on features: the search, the fit, the best one."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+
+import numpy as np
+import optuna
+import torch
+
+from tlexport.options import TrainOptions
+from tlexport.progress import Progress
+from tlexport.reports import TrialReport
+
+FIRST = {"learning_rate": 3e-3, "weight_decay": 1e-2}
+"""Tried before the search draws: a setting that is seldom far off on standardised features."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Labelled:
+    """values: float32 [examples, width]; labels: int64 [examples]."""
+
+    values: np.ndarray
+    labels: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Part:
+    """A part as tensors, features standardised."""
+
+    values: torch.Tensor
+    labels: torch.Tensor
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Fit:
+    """The best head of one trial and how it did."""
+
+    head: torch.nn.Linear
+    report: TrialReport
+
+
+def search(
+    train: Labelled, val: Labelled, classes: int, options: TrainOptions, progress: Progress
+) -> tuple[Fit, tuple[TrialReport, ...]]:
+    """Fit a head per trial; give back the one with the lowest validation loss, and all trials.
+
+    The head takes features as the network gives them: the standardisation it was fitted under
+    (mean and deviation of the training part) is folded into its weights.
+    """
+    mean, std = train.values.mean(0), np.maximum(train.values.std(0), 1e-6)
+    parts = [
+        Part(
+            values=torch.from_numpy(((part.values - mean) / std).astype(np.float32)),
+            labels=torch.from_numpy(part.labels),
+        )
+        for part in (train, val)
+    ]
+    weight = _class_weights(train.labels, classes) if options.class_weights else None
+    fits: list[Fit] = []
+
+    def objective(trial: optuna.Trial) -> float:
+        rate = trial.suggest_float("learning_rate", 1e-4, 1e-1, log=True)
+        decay = trial.suggest_float("weight_decay", 1e-4, 1.0, log=True)
+        fits.append(_fit(parts[0], parts[1], _Setting(classes, rate, decay, weight), options))
+        progress("head", len(fits), options.trials)
+        return fits[-1].report.val_loss
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # matrices this small lose more to waiting than they gain
+    optuna.logging.set_verbosity(logging.WARNING)
+    study = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=options.seed))
+    study.enqueue_trial(FIRST)
+    study.optimize(objective, n_trials=options.trials)
+    torch.set_num_threads(threads)
+    best = min(fits, key=lambda fit: fit.report.val_loss)
+    folded = Fit(head=_folded(best.head, mean, std), report=best.report)
+    return folded, tuple(fit.report for fit in fits)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Setting:
+    classes: int
+    learning_rate: float
+    weight_decay: float
+    class_weight: torch.Tensor | None
+
+
+def _fit(train: Part, val: Part, setting: _Setting, options: TrainOptions) -> Fit:
+    """AdamW from a zero head; stops `patience` epochs after the last better validation loss."""
+    generator = torch.Generator().manual_seed(options.seed)
+    head = torch.nn.Linear(train.values.shape[1], setting.classes)
+    torch.nn.init.zeros_(head.weight)
+    torch.nn.init.zeros_(head.bias)
+    optimiser = torch.optim.AdamW(
+        head.parameters(), lr=setting.learning_rate, weight_decay=setting.weight_decay
+    )
+    loss_of = torch.nn.CrossEntropyLoss(weight=setting.class_weight)
+    size = int(np.clip(len(train.labels) // 50, 16, 1024))
+    best_loss, best_accuracy, best_epoch, best = float("inf"), 0.0, 0, head.state_dict()
+    for epoch in range(1, options.epochs + 1):
+        for rows in torch.split(torch.randperm(len(train.labels), generator=generator), size):
+            optimiser.zero_grad()
+            loss_of(head(train.values[rows]), train.labels[rows]).backward()
+            optimiser.step()
+        with torch.inference_mode():
+            logits = head(val.values)
+            loss = float(loss_of(logits, val.labels))
+            accuracy = float((logits.argmax(1) == val.labels).float().mean())
+        if loss < best_loss:
+            best = {name: tensor.clone() for name, tensor in head.state_dict().items()}
+            best_loss, best_accuracy, best_epoch = loss, accuracy, epoch
+        if epoch - best_epoch >= options.patience:
+            break
+    head.load_state_dict(best)
+    report = TrialReport(
+        learning_rate=setting.learning_rate,
+        weight_decay=setting.weight_decay,
+        epochs=best_epoch,
+        val_loss=best_loss,
+        val_accuracy=best_accuracy,
+    )
+    return Fit(head=head, report=report)
+
+
+def _class_weights(labels: np.ndarray, classes: int) -> torch.Tensor:
+    """Examples / (classes x examples of the class): 1 where all shares are equal."""
+    counts = np.bincount(labels, minlength=classes)
+    return torch.tensor(len(labels) / (classes * np.maximum(counts, 1)), dtype=torch.float32)
+
+
+def _folded(head: torch.nn.Linear, mean: np.ndarray, std: np.ndarray) -> torch.nn.Linear:
+    """W ((x - mean) / std) + b as one linear layer of x, folded in float64."""
+    folded = torch.nn.Linear(head.in_features, head.out_features)
+    weight = head.weight.detach().double().numpy() / std
+    bias = head.bias.detach().double().numpy() - weight @ mean
+    with torch.no_grad():
+        folded.weight.copy_(torch.from_numpy(weight))
+        folded.bias.copy_(torch.from_numpy(bias))
+    return folded
