@@ -79,7 +79,7 @@ def _cgroup_quota(root: Path) -> float | None:
                 period = (folder / "cpu.cfs_period_us").read_text().strip()
             except OSError:
                 continue
-        if quota.isdigit() and int(period) > 0:
+        if quota.isdigit() and period.isdigit() and int(period) > 0:
             grants.append(int(quota) / int(period))
     return min(grants, default=None)
 

@@ -1,4 +1,4 @@
-"""What a caller may ask for, with its defaults; frozen, self-checking."""
+"""What a caller may ask for: frozen, self-checking records."""
 
 from __future__ import annotations
 
@@ -22,10 +22,14 @@ def check(record: msgspec.Struct) -> None:
     """
     faults = []
     for name, kind in typing.get_type_hints(type(record), include_extras=True).items():
+        value = getattr(record, name)
         try:
-            msgspec.convert(getattr(record, name), kind)
+            msgspec.convert(value, kind)
         except msgspec.ValidationError as error:
-            faults.append((name, str(error), getattr(record, name)))
+            faults.append((name, str(error), value))
+        else:
+            if value == float("inf"):
+                faults.append((name, "Expected a finite number", value))
     if faults:
         raise OptionError(
             "; ".join(f"--{name.replace('_', '-')}: {text}" for name, text, _ in faults),
@@ -219,7 +223,7 @@ class PackageOptions(msgspec.Struct, frozen=True, kw_only=True):
     ] = 8
     queue_delay_us: Annotated[
         int, Meta(description="longest wait for batch mates, in microseconds", ge=0)
-    ] = 500
+    ] = 0
     instances: Annotated[int, Meta(description="copies of the model; 0: one", ge=0)] = 0
     threads: Annotated[
         int, Meta(description="threads per instance; 0: cores / instances", ge=0)
@@ -286,8 +290,9 @@ class BenchOptions(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class RunOptions(msgspec.Struct, frozen=True, kw_only=True):
-    """The main job's own choices; those of its stages are in their records."""
+    """The main job's own choices, and how to fine-tune."""
 
+    training: TrainOptions = TrainOptions()
     repository: Annotated[str, Meta(description="the Triton model repository to install into")] = (
         "model_repository"
     )

@@ -15,7 +15,6 @@ from tlexport.options import (
     RunOptions,
     RuntimeOptions,
     ServeOptions,
-    TrainOptions,
     VerifyOptions,
 )
 from tlexport.progress import Progress, silent
@@ -33,7 +32,6 @@ ROUNDS = 10
 def run(
     data: Path | str,
     output: Path | str,
-    training: TrainOptions | None = None,
     options: RunOptions | None = None,
     *,
     progress: Progress = silent,
@@ -51,7 +49,7 @@ def run(
     options = options or RunOptions()
     output = str(output)
 
-    trained = train(data, output, training, progress=progress)
+    trained = train(data, output, options.training, progress=progress)
     tell(trained)
     exported = export(output, ExportOptions(triton=options.triton), progress=progress)
     tell(exported)

@@ -141,7 +141,7 @@ def parity(bundle: Bundle, **changes: object) -> ParityReport:
     artifact = bundle.artifact("onnx-fp32")
     check = ShapeParity(
         check="answers",
-        batch=1,
+        batch=16,
         output="logits",
         max_abs=1e-7,
         max_rel=1e-7,

@@ -24,12 +24,21 @@ def shared_server(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def loading_server(tmp_path_factory):
-    """A server that loads what it is told to: (its repository, a client)."""
-    repository = tmp_path_factory.mktemp("loading") / "models"
-    small_models.lay(repository, "auto", small_models.double(), None)
+    """A server that loads what it is told to: (its repository, itself, a client)."""
+    yield from _loading(tmp_path_factory.mktemp("loading") / "models", small_models.plain())
+
+
+@pytest.fixture(scope="session")
+def completing_server(tmp_path_factory):
+    """The same, but it completes configurations; the model `first` has none."""
+    yield from _loading(tmp_path_factory.mktemp("completing") / "models", None)
+
+
+def _loading(repository, config):
+    small_models.lay(repository, "first", small_models.double(), config)
     server, _ = choice.start("embedded", repository, ServeOptions(control="explicit"))
     client = tritonclient.grpc.InferenceServerClient(server.grpc)
-    yield repository, client
+    yield repository, server, client
     client.close()
     server.stop()
 

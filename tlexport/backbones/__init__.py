@@ -37,11 +37,14 @@ def image_numbers(
     size: tuple[int, int],
     resize: tuple[int, int],
     interpolation: str,
-    mean: tuple[float, ...],
-    std: tuple[float, ...],
+    statistics: tuple[tuple[float, ...], tuple[float, ...]],
     mode: str = "shortest",
 ) -> dict[str, Any]:
-    """The preprocessing of an image network, as `preprocess/image.py` wants it."""
+    """The preprocessing of an image network, as `preprocess/image.py` wants it.
+
+    `statistics` are mean and deviation per channel, of values scaled to 0 .. 1.
+    """
+    mean, std = statistics
     return {
         "size": list(size),
         "resize": list(resize),

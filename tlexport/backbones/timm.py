@@ -52,8 +52,7 @@ def build(name: str) -> Pretrained:
                 math.floor(width / config["crop_pct"]),
             ),
             interpolation=interpolation if interpolation in INTERPOLATIONS else "bilinear",
-            mean=tuple(config["mean"]),
-            std=tuple(config["std"]),
+            statistics=(tuple(config["mean"]), tuple(config["std"])),
             mode=_mode(config["crop_mode"]),
         ),
     )

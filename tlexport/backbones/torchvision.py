@@ -64,8 +64,7 @@ def _pretrained(
             size=(crop, crop),
             resize=(resize, resize),
             interpolation=preset.interpolation.value,
-            mean=tuple(preset.mean),
-            std=tuple(preset.std),
+            statistics=(tuple(preset.mean), tuple(preset.std)),
         ),
     )
 

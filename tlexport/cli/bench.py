@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 
     from tlexport.reports import BenchReport, BenchRow, Interval
 
+NAME = 22
+"""Longest runtime written in one line: triton@127.0.0.1:45678."""
+
 
 @click.command()
 @click.argument("bundle", type=click.Path(path_type=Path))
@@ -45,8 +48,9 @@ def draw(report: BenchReport, console: Console) -> None:
 
     console.print(
         f"{escape(report.model)}: {report.load}, {report.threads} threads, "
-        f"{report.rounds} rounds of {report.round_s:g} s; the ranges below are 95 % intervals"
+        f"{report.rounds} rounds of {report.round_s:g} s"
     )
+    console.print("ranges are 95 % intervals; speed is relative to the first row", markup=False)
     for batch in dict.fromkeys(row.batch for row in report.rows):
         rows = [row for row in report.rows if row.batch == batch]
         console.print()
@@ -65,7 +69,8 @@ def _table(batch: int, rows: list[BenchRow]) -> Table:
         table.add_column(title, justify="right")
     for row in rows:
         tails = (row.p90_ms, row.p95_ms, row.p99_ms)
-        cells = [row.runtime, _bounded(row.p50_ms)]
+        name = row.runtime if len(row.runtime) <= NAME else row.runtime.replace("@", "@\n", 1)
+        cells = [name, _bounded(row.p50_ms)]
         cells += ["-" if tail is None else _three(tail.value) for tail in tails]
         cells += [_bounded(row.items_per_s), _speed(row, first=row is rows[0])]
         table.add_row(*map(escape, cells))
@@ -75,7 +80,7 @@ def _table(batch: int, rows: list[BenchRow]) -> Table:
 def _speed(row: BenchRow, *, first: bool) -> str:
     if first:
         return "1"
-    told = f"{row.speedup.value:.2f}x\n[{row.speedup.low:.2f}, {row.speedup.high:.2f}]"
+    told = f"{row.speedup.value:.2f}x\n{row.speedup.low:.2f}-{row.speedup.high:.2f}"
     return told if row.different else told + " ="
 
 
@@ -83,7 +88,7 @@ def _bounded(found: Interval | None) -> str:
     """The estimate, its interval below it."""
     if found is None:
         return "-"
-    return f"{_three(found.value)}\n[{_three(found.low)}, {_three(found.high)}]"
+    return f"{_three(found.value)}\n{_three(found.low)}-{_three(found.high)}"
 
 
 def _three(value: float) -> str:

@@ -1,4 +1,4 @@
-"""`tlexport package`: a verified model into a Triton repository."""
+"""`tlexport package`: a verified model into a repository."""
 
 from __future__ import annotations
 

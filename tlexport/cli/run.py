@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 @click.option(
     "-o", "--output", type=click.Path(path_type=Path), required=True, help="The bundle to write."
 )
-@flags(RunOptions)
+@flags(RunOptions, but=("training",))
 @flags(TrainOptions)
 @as_json
 def command(data: Path, output: Path, as_json: bool, **values: Any) -> None:
@@ -40,14 +40,14 @@ def command(data: Path, output: Path, as_json: bool, **values: Any) -> None:
     from tlexport.pipeline import run
 
     console = _terminal.out()
-    options, training = record(RunOptions, values), record(TrainOptions, values)
+    options = record(RunOptions, values, training=record(TrainOptions, values))
     with _terminal.progress() as progress:
 
         def tell(report: msgspec.Struct) -> None:
             if not as_json:
                 _draw_stage(report, console)
 
-        report = run(data, output, training, options, progress=progress, tell=tell)
+        report = run(data, output, options, progress=progress, tell=tell)
     _terminal.show(report, as_json, draw)
 
 

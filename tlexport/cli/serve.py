@@ -42,8 +42,8 @@ def command(repository: Path, as_json: bool, **values: Any) -> None:
         with _terminal.progress() as tell:
             serving = serve(repository, options, progress=tell)
         with serving:
-            _terminal.show(serving.report, as_json, draw)
             with contextlib.suppress(KeyboardInterrupt):  # how a server is stopped: no error
+                _terminal.show(serving.report, as_json, draw)
                 serving.wait()
             click.echo("Stopping the server ...", err=True)
     finally:

@@ -70,7 +70,7 @@ def draw(report: ParityReport, console: Console) -> None:
         f"{report.samples} golden samples"
     )
     console.print(
-        f"largest difference {report.max_abs:.2g}, which is {report.max_rel:.2g} of the outputs' "
+        f"largest difference {report.max_abs:.2g}, {report.max_rel:.2g} of the outputs' "
         f"scale ({report.tolerance:g} is allowed)"
     )
     console.print(_table(report.checks))

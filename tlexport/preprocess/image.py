@@ -14,23 +14,26 @@ The numbers that decide what comes out (a plain dict, JSON-ready):
     fill           RGB of the border
     background     RGB that transparent pixels are laid on
 
-The geometry is torchvision's `Resize` + `CenterCrop` on Pillow images, to the pixel.
+The geometry is torchvision's `Resize` + `CenterCrop` on Pillow images, to the pixel; for "border",
+and where `resize` is not square, it is timm's `ResizeKeepRatio`, which rounds where the other cuts.
 """
 
 from __future__ import annotations
 
 import io
+import math
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 MAX_PIXELS = 178_956_970
 """Larger images are refused as decompression bombs (twice Pillow's own warning limit)."""
 
-LONGEST_ASPECT = 32
-"""A longer strip is cut to this aspect around its centre first: the crop would drop it anyway."""
+LONGEST_ASPECT = 128
+"""A longer strip is cut to this aspect around its centre first: the crop would drop it anyway,
+and its shorter edge scaled up would take gigabytes."""
 
 
 def load(source: Path | bytes, numbers: dict[str, Any]) -> np.ndarray:
@@ -43,8 +46,15 @@ def load(source: Path | bytes, numbers: dict[str, Any]) -> np.ndarray:
         return np.asarray(_sized(_rgb(_open(source), numbers["background"]), numbers))
     except MemoryError:
         raise
+    except UnidentifiedImageError as error:  # its own text is a memory address
+        raise ValueError("no image in a format that can be read") from error
     except Exception as error:  # decoders raise anything on damaged bytes: struct.error, KeyError
         raise ValueError(str(error) or type(error).__name__) from error
+
+
+def suffixes() -> set[str]:
+    """File name endings, in lower case, of the formats that can be read."""
+    return {end for end, name in Image.registered_extensions().items() if name in Image.OPEN}
 
 
 def _open(source: Path | bytes) -> Image.Image:
@@ -75,25 +85,20 @@ def _rgb(image: Image.Image, background: list[int]) -> Image.Image:
 def _sized(image: Image.Image, numbers: dict[str, Any]) -> Image.Image:
     mode, (tall, wide) = numbers["mode"], numbers["resize"]
     filter_ = Image.Resampling[numbers["interpolation"].upper()]
-    if mode != "border":
+    if mode == "shortest":
         image = _cut_strip(image)
     width, height = image.size
     if mode == "squash":
         target = (wide, tall)
     else:
-        ratios = (tall / height, wide / width)
-        ratio = min(ratios) if mode == "border" else max(ratios)
-        target = _scaled(width, wide, ratio), _scaled(height, tall, ratio)
+        ratios = (height / tall, width / wide)
+        ratio = max(ratios) if mode == "border" else min(ratios)
+        whole = round if mode == "border" or tall != wide else math.floor
+        target = tuple(max(1, whole(edge / ratio + 1e-9)) for edge in (width, height))
     if target != image.size:
         image = image.resize(target, filter_)
     fill = tuple(numbers["fill"]) if mode == "border" else (0, 0, 0)
     return _centre(image, numbers["size"], fill)
-
-
-def _scaled(edge: int, wanted: int, ratio: float) -> int:
-    """The edge that decides becomes exactly `wanted`; the other is cut down as torchvision does."""
-    exact = edge * ratio
-    return wanted if abs(exact - wanted) < 1e-6 else max(1, int(exact + 1e-9))
 
 
 def _cut_strip(image: Image.Image) -> Image.Image:

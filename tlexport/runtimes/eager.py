@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import threading
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,6 +14,7 @@ from tlexport.bundle import Bundle
 from tlexport.environment import cores
 from tlexport.errors import MissingDependency, OptionError, SpecError
 from tlexport.options import RuntimeOptions
+from tlexport.runtimes._turns import Turns
 from tlexport.spec import Tensors
 
 
@@ -30,7 +30,7 @@ class Eager:
         self.spec = bundle.spec
         self._device = _device(where)
         self._threads = options.threads_each(cores())
-        self._turns = threading.BoundedSemaphore(options.instances)
+        self._turns = Turns(range(options.instances))
         self._facts = {
             "runtime": "torch",
             "version": str(torch.__version__),
@@ -54,7 +54,7 @@ class Eager:
         network = self._network
         if network is None:
             raise OptionError("an open runtime", got=f"{self.name}, closed", fix="open it again")
-        with self._turns, torch.inference_mode():
+        with self._turns.one(), torch.inference_mode():
             if torch.get_num_threads() != self._threads:  # each thread has its own count
                 torch.set_num_threads(self._threads)
             try:

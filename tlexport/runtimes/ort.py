@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import io
-import queue
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,6 +17,7 @@ from tlexport.bundle import Bundle
 from tlexport.environment import cores
 from tlexport.errors import ExportError, MissingDependency, OptionError, SpecError
 from tlexport.options import RuntimeOptions
+from tlexport.runtimes._turns import Turns
 from tlexport.spec import ModelSpec, Tensors, TensorSpec
 
 DTYPES = {"float": "float32", "double": "float64", "string": "object"}
@@ -39,11 +39,9 @@ class OrtPool:
         self.spec = bundle.spec
         self._outputs = [spec.name for spec in self.spec.outputs]
         threads = options.threads_each(cores())
-        self._free: queue.SimpleQueue[ort.InferenceSession] = queue.SimpleQueue()
         sessions = [_session(file, where, threads) for _ in range(options.instances)]
         self._mismatch = _mismatch(self.spec, sessions[0], file)
-        for session in sessions:
-            self._free.put(session)
+        self._sessions = Turns(sessions)
         self._facts = {
             "runtime": "onnxruntime",
             "version": ort.__version__,
@@ -52,6 +50,7 @@ class OrtPool:
             "threads": threads,
             "instances": options.instances,
             "artifact_sha256": artifact.sha256,
+            "opened_sha256": artifact.sha256,
         }
         self._open = True
 
@@ -68,17 +67,19 @@ class OrtPool:
             raise self._mismatch
         if not self._open:
             raise OptionError("an open runtime", got=f"{self.name}, closed", fix="open it again")
-        session = self._free.get()
-        try:
-            answers = session.run(self._outputs, dict(inputs))
-        except Exception as error:  # ONNX Runtime's exceptions share no base but this
-            raise self._refused(inputs, error) from error
-        finally:
-            self._free.put(session)
+        with self._sessions.one() as session:
+            try:
+                answers = session.run(self._outputs, dict(inputs))
+            except Exception as error:  # ONNX Runtime's exceptions share no base but this
+                raise self._refused(inputs, error) from error
         return dict(zip(self._outputs, answers, strict=True))
 
     def facts(self) -> Mapping[str, Any]:
-        """Library version, providers, threads, and the digest of the file it runs."""
+        """Library version, providers, threads, and the digest of the file it runs.
+
+        `opened_sha256` is what this process itself opened, where a server's `artifact_sha256` is
+        what its configuration says.
+        """
         return dict(self._facts)
 
     def counters(self) -> Mapping[str, float]:
@@ -88,8 +89,7 @@ class OrtPool:
     def close(self) -> None:
         """Give sessions and their threads back."""
         self._open = False
-        while not self._free.empty():
-            self._free.get()
+        self._sessions.clear()
 
     def _refused(self, inputs: Tensors, error: Exception) -> SpecError:
         shapes = {name: list(array.shape) for name, array in inputs.items()}

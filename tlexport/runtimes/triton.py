@@ -1,10 +1,10 @@
-"""A running Triton server: gRPC, HTTP, or gRPC with shared memory."""
+"""A running Triton server, over gRPC, HTTP or shared memory."""
 
 from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import msgspec
@@ -60,7 +60,7 @@ class _Model(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class TritonRuntime:
-    """A model on a server; each calling thread has its own connection."""
+    """A model on a server; each request in flight has a connection to itself."""
 
     def __init__(self, where: str, options: RuntimeOptions, spec: ModelSpec, model: _Model) -> None:
         self.name = f"triton@{where}"
@@ -69,7 +69,8 @@ class TritonRuntime:
         self._options = options
         self._model = model
         self._mine = threading.local()
-        self._lines: list[_Line] = []
+        self._lines: list[tuple[threading.Thread, _Line]] = []
+        self._free: list[_Line] = []
         self._lock = threading.Lock()
 
     def __call__(self, inputs: Tensors) -> Tensors:
@@ -80,7 +81,8 @@ class TritonRuntime:
             ServerError: a refusal in the server's words, or no answer in time.
         """
         self.spec.check(inputs)
-        return self._line().ask(inputs)
+        with self._line() as line:
+            return line.ask(inputs)
 
     def facts(self) -> Mapping[str, Any]:
         """Server version, model version, protocol, instances, threads, digest of the file."""
@@ -88,7 +90,8 @@ class TritonRuntime:
 
     def counters(self) -> Mapping[str, float]:
         """Totals of the server for this version: requests, and milliseconds by part."""
-        stats = self._line().client.statistics(self._model.name, self._model.version)
+        with self._line() as line:
+            stats = line.client.statistics(self._model.name, self._model.version)
         parts = stats.get("inference_stats", {})
         found = {"requests": float(parts.get("success", {}).get("count", 0))}
         found["failures"] = float(parts.get("fail", {}).get("count", 0))
@@ -98,26 +101,51 @@ class TritonRuntime:
         return found
 
     def close(self) -> None:
-        """Close every thread's connection and have the server let go of shared memory."""
+        """Close every connection and have the server let go of shared memory."""
         with self._lock:
-            lines, self._lines = self._lines, []
-        for line in lines:
+            lines, self._lines, self._free = self._lines, [], []
+            self._mine = threading.local()
+        for _, line in lines:
             line.close()
-        self._mine = threading.local()
 
-    def _line(self) -> _Line:
-        line: _Line | None = getattr(self._mine, "line", None)
+    @contextlib.contextmanager
+    def _line(self) -> Iterator[_Line]:
+        """A connection for one request.
+
+        A gRPC connection is taken from those that are free. An HTTP connection belongs to the
+        thread that made it (its sockets are gevent's), and is closed when that thread is no more.
+        """
+        if self._address.protocol == "http":
+            line: _Line | None = getattr(self._mine, "line", None)
+            if line is None:
+                line = self._mine.line = self._connected()
+            yield line
+            return
+        with self._lock:
+            line = self._free.pop() if self._free else None
         if line is None:
-            client = Client(self._address, self._options.timeout_s)
-            kind = _SharedLine if self._address.protocol == "shm" else _Line
-            line = self._mine.line = kind(client, self.spec, self._model)
+            line = self._connected()
+        try:
+            yield line
+        finally:
             with self._lock:
-                self._lines.append(line)
+                self._free.append(line)
+
+    def _connected(self) -> _Line:
+        kind = _SharedLine if self._address.protocol == "shm" else _Line
+        line = kind(Client(self._address, self._options.timeout_s), self.spec, self._model)
+        with self._lock:
+            left = [each for each in self._lines if not each[0].is_alive()]
+            left = left if self._address.protocol == "http" else []
+            self._lines = [each for each in self._lines if each not in left]
+            self._lines.append((threading.current_thread(), line))
+        for _, old in left:
+            old.close()
         return line
 
 
 class _Line:
-    """One thread's connection: arrays travel in the messages."""
+    """A connection: arrays travel in the messages."""
 
     def __init__(self, client: Client, spec: ModelSpec, model: _Model) -> None:
         self.client = client
@@ -142,7 +170,7 @@ class _Line:
 
 
 class _SharedLine(_Line):
-    """One thread's connection: arrays lie in memory shared with the server, in and out.
+    """A connection: arrays lie in memory shared with the server, in and out.
 
     Outputs whose size is not known beforehand (texts, free axes) travel in the message.
     """

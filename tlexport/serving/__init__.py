@@ -1,1 +1,1 @@
-"""Triton's world: configuration, repository, releases, servers."""
+"""Configuration, repository, releases and servers of Triton."""

@@ -36,12 +36,13 @@ def image(named: str) -> str:
 def command(repository: Path, options: ServeOptions, ports: Ports, name: str) -> list[str]:
     """The whole `docker run` command line."""
     published = []
+    host = f"[{ports.host}]" if ":" in ports.host else ports.host
     for outside, inside in (
         (ports.http, INSIDE.http),
         (ports.grpc, INSIDE.grpc),
         (ports.metrics, INSIDE.metrics),
     ):
-        published += ["-p", f"{ports.host}:{outside}:{inside}"]
+        published += ["-p", f"{host}:{outside}:{inside}"]
     gpus = ["--gpus", "all"] if Path("/proc/driver/nvidia").exists() else []
     return [
         *("docker", "run", "--rm", "--name", name, "--shm-size=1g", *gpus, *published),

@@ -7,6 +7,7 @@ unless told otherwise: this server is of 2024 and not for an open network.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import re
@@ -23,7 +24,7 @@ from tlexport.serving.runtime_folder import runtime_folder, unsupported
 from tlexport.serving.server import Launch, Ports, Server
 from tlexport.serving.supervise import remove_regions
 
-EXIT_TIMEOUT_S = 8
+EXIT_TIMEOUT_S = 5
 KEPT_LOGS_S = 7 * 24 * 3600.0
 SHM = Path("/dev/shm")
 _numbers = itertools.count(1)
@@ -94,8 +95,9 @@ def run_folder() -> Path:
         return Path(tempfile.mkdtemp(dir="/tmp", prefix="tlexport-"))
     base.mkdir(parents=True, exist_ok=True)
     for old in base.iterdir():
-        if time.time() - old.stat().st_mtime > KEPT_LOGS_S:
-            shutil.rmtree(old, ignore_errors=True)
+        with contextlib.suppress(FileNotFoundError):  # another server has just removed its own
+            if time.time() - old.stat().st_mtime > KEPT_LOGS_S:
+                shutil.rmtree(old, ignore_errors=True)
     stamp = time.strftime("%Y%m%d-%H%M%S")
     return Path(tempfile.mkdtemp(dir=base, prefix=f"{stamp}-{os.getpid()}-"))
 

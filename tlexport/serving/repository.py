@@ -1,4 +1,4 @@
-"""The Triton model repository: whole versions in, at one stroke.
+"""The Triton model repository: whole versions or none.
 
 <repository>/<name>/config.pbtxt, labels.txt, warmup/...
 <repository>/<name>/<version>/model.onnx       or model.onnx/model.onnx and its data

@@ -141,10 +141,6 @@ class Server:
         if code not in (0, 143):
             raise self._ended("to keep running")
 
-    def alive(self) -> bool:
-        """Whether the process still runs."""
-        return self._process.poll() is None
-
     def stop(self) -> None:
         """Stop the server and wait until it is gone; once is enough, twice does no harm."""
         if self._process.stdin is not None:

@@ -1,4 +1,4 @@
-"""Memory that this process and a server on the same machine share."""
+"""Memory shared with a server on the same machine."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A verified artifact becomes a version in a Triton repository."""
+"""A verified artifact becomes a version in a repository."""
 
 from __future__ import annotations
 
@@ -42,6 +42,7 @@ def package(
     progress("package", 0, 2)
     artifact = home.artifact(options.artifact)
     report = proof(home, artifact)
+    _hold_batch(home, report, options.max_batch)
     _hold_release(artifact, options.triton)
     granted = cores()
     instances, threads = config.thread_budget(options.instances, options.threads, granted)
@@ -112,6 +113,18 @@ def proof(home: Bundle, artifact: Artifact) -> ParityReport:
             fix="export it again, or find out why the runtimes differ",
         )
     return report
+
+
+def _hold_batch(home: Bundle, report: ParityReport, max_batch: int) -> None:
+    """Refuse to serve batches larger than any that was compared with the original."""
+    proven = max(check.batch for check in report.checks)
+    if max_batch > proven:
+        raise ParityError(
+            f"answers proven up to batch {max_batch}",
+            got=f"a report of batches up to {proven}",
+            fix=f"run `tlexport verify {home.root} --max-batch {max_batch}`, or package with "
+            f"--max-batch {proven}",
+        )
 
 
 def _hold_release(artifact: Artifact, triton: str | None) -> None:

@@ -25,7 +25,7 @@ SIZES = (1, 2, 7)
 
 
 def verify(
-    bundle: Path | str,
+    bundle: Bundle | Path | str,
     options: VerifyOptions | None = None,
     runtime: RuntimeOptions | None = None,
     *,
@@ -50,7 +50,7 @@ def verify(
         TlexportError: a runtime cannot be opened, or the reference does not answer.
     """
     options, runtime = options or VerifyOptions(), runtime or RuntimeOptions()
-    home = Bundle(bundle)
+    home = bundle if isinstance(bundle, Bundle) else Bundle(bundle)
     artifact, golden = home.artifact(runtime.artifact), home.golden()
     logger.debug("weights are whole: %s", home.weights)
     with contextlib.ExitStack() as stack:
@@ -79,10 +79,10 @@ def verify(
 
 
 def _is_proof(home: Bundle, artifact: Artifact, reference: Runtime, candidate: Runtime) -> bool:
-    """True where the original itself was compared with this very file."""
+    """True where the original itself was compared with this very file, opened by this process."""
     return (
         reference.facts().get("weights_sha256") == home.manifest.weights_sha256
-        and candidate.facts().get("artifact_sha256") == artifact.sha256
+        and candidate.facts().get("opened_sha256") == artifact.sha256
     )
 
 

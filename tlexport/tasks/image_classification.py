@@ -10,7 +10,6 @@ from typing import Any, cast
 import numpy as np
 import safetensors.torch
 import torch
-from PIL import Image
 
 from tlexport import plugins
 from tlexport.backbones import Pretrained, _weights
@@ -63,9 +62,7 @@ def read(root: Path, known: tuple[str, ...] = ()) -> Examples:
     Raises:
         DataError: the layout is another, or a class is empty.
     """
-    Image.init()
-    suffixes = {ext for ext, kind in Image.registered_extensions().items() if kind in Image.OPEN}
-    return _class_folders.read(root, suffixes, "images", known)
+    return _class_folders.read(root, image.suffixes(), "images", known)
 
 
 def load(paths: Sequence[Path], preprocess: dict[str, Any]) -> Loaded:

@@ -1,4 +1,4 @@
-"""A linear head on features: the search, the fit, the best one."""
+"""A linear head on features: the search and the fit."""
 
 from __future__ import annotations
 

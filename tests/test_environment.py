@@ -1,0 +1,117 @@
+"""Cores that may be used, and versions that decide what a model answers."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+from pathlib import Path
+
+import pytest
+
+from tlexport import environment
+from tlexport.environment import _cgroup_quota, cores, versions
+
+
+@pytest.fixture
+def affinity(monkeypatch):
+    """Set how many cores the scheduler would give, and the cgroup's quota."""
+
+    def set_to(count: int, quota: float | None) -> None:
+        monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(count)))
+        monkeypatch.setattr(environment, "_cgroup_quota", lambda root: quota)
+
+    return set_to
+
+
+def test_the_affinity_of_this_process_is_held():
+    allowed = os.sched_getaffinity(0)
+    try:
+        os.sched_setaffinity(0, {min(allowed)})
+        assert cores() == 1
+    finally:
+        os.sched_setaffinity(0, allowed)
+    assert 1 <= cores() <= len(allowed)
+
+
+@pytest.mark.parametrize(
+    ("allowed", "quota", "expected"),
+    [(8, None, 8), (8, 2.0, 2), (8, 1.5, 1), (8, 0.25, 1), (2, 64.0, 2), (1, None, 1)],
+)
+def test_the_smaller_of_affinity_and_quota_counts_and_never_less_than_one(
+    affinity, allowed, quota, expected
+):
+    affinity(allowed, quota)
+    assert cores() == expected
+
+
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        ({"cpu.max": "200000 100000\n"}, 2.0),
+        ({"cpu.max": "150000 100000"}, 1.5),
+        ({"cpu.max": "max 100000\n"}, None),
+        ({"cpu.max": "\n"}, None),
+        ({}, None),
+        ({"cpu/cpu.cfs_quota_us": "300000\n", "cpu/cpu.cfs_period_us": "100000\n"}, 3.0),
+        ({"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}, None),
+        ({"cpu/cpu.cfs_quota_us": "100000\n", "cpu/cpu.cfs_period_us": "0\n"}, None),
+        ({"cpu/cpu.cfs_quota_us": "100000\n", "cpu/cpu.cfs_period_us": "nonsense\n"}, None),
+        ({"cpu/cpu.cfs_quota_us": "100000\n"}, None),
+    ],
+)
+def test_quotas_of_both_versions_are_read(tmp_path, files, expected):
+    for name, text in files.items():
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text)
+    assert _cgroup_quota(tmp_path) == expected
+
+
+@pytest.mark.parametrize(("outer", "inner", "expected"), [(4, 2, 2.0), (1, 2, 1.0)])
+def test_the_tightest_quota_between_the_process_and_the_root_counts(
+    tmp_path, monkeypatch, outer, inner, expected
+):
+    read_text = Path.read_text
+
+    def read(self: Path, *args, **kwargs) -> str:
+        if self == Path("/proc/self/cgroup"):
+            return "0::/kubepods/pod1\n"
+        return read_text(self, *args, **kwargs)
+
+    monkeypatch.setattr(Path, "read_text", read)
+    place = tmp_path / "kubepods" / "pod1"
+    place.mkdir(parents=True)
+    (tmp_path / "kubepods" / "cpu.max").write_text(f"{outer}00000 100000")
+    (place / "cpu.max").write_text(f"{inner}00000 100000")
+    assert _cgroup_quota(tmp_path) == expected
+
+
+def test_version_1_names_the_controller_before_the_path(tmp_path, monkeypatch):
+    read_text = Path.read_text
+    lines = "11:memory:/elsewhere\n4:cpu,cpuacct:/docker/abc\n"
+
+    def read(self: Path, *args, **kwargs) -> str:
+        return lines if self == Path("/proc/self/cgroup") else read_text(self, *args, **kwargs)
+
+    monkeypatch.setattr(Path, "read_text", read)
+    for folder, quota in (("docker/abc", 200_000), ("elsewhere", 100_000)):
+        place = tmp_path / "cpu" / folder
+        place.mkdir(parents=True)
+        (place / "cpu.cfs_quota_us").write_text(str(quota))
+        (place / "cpu.cfs_period_us").write_text("100000")
+    assert _cgroup_quota(tmp_path) == 2.0
+
+
+def test_the_versions_are_those_installed():
+    found = versions()
+    assert found["torch"] == importlib.metadata.version("torch")
+    assert "numpy" in found
+    assert "nothing-of-this-name" not in found
+
+
+def test_the_environment_names_the_machine():
+    here = environment.environment()
+    assert here.cores == cores()
+    assert here.cpu
+    assert here.python.startswith("3.")
+    assert here.versions == versions()
