@@ -127,7 +127,10 @@ def test_adding_an_artifact_replaces_the_older_one_whole(folder, tmp_path):
     bundle.add_artifact(artifact, new)
     assert bundle.artifact("onnx-fp32") == artifact
     place = folder / "artifacts"
-    assert sorted(p.name for p in place.rglob("*") if p.is_file()) == ["artifact.json", "model.onnx"]
+    assert sorted(p.name for p in place.rglob("*") if p.is_file()) == [
+        "artifact.json",
+        "model.onnx",
+    ]
     assert [p.name for p in place.iterdir()] == ["onnx-fp32"]
 
 

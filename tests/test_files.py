@@ -120,7 +120,10 @@ def test_an_error_in_the_middle_of_replacing_leaves_the_old_one(tmp_path):
 def test_an_existing_folder_is_replaced_only_when_asked(tmp_path):
     (tmp_path / "it").mkdir()
     (tmp_path / "it" / "old").write_text("old")
-    with pytest.raises(BundleError, match="exists already") as caught, atomic_folder(tmp_path / "it"):
+    with (
+        pytest.raises(BundleError, match="exists already") as caught,
+        atomic_folder(tmp_path / "it"),
+    ):
         raise AssertionError("the block must not run")
     assert "--force" in caught.value.fix
     with atomic_folder(tmp_path / "it", replace=True) as folder:

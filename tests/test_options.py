@@ -15,7 +15,9 @@ from tlexport.options import BenchOptions, RuntimeOptions, ServeOptions, TrainOp
 RECORDS = [
     record
     for record in vars(options).values()
-    if isinstance(record, type) and issubclass(record, msgspec.Struct) and record is not msgspec.Struct
+    if isinstance(record, type)
+    and issubclass(record, msgspec.Struct)
+    and record is not msgspec.Struct
 ]
 
 
@@ -27,13 +29,24 @@ def fields() -> list[Any]:
             if hints[field.name] in RECORDS:  # a record within a record checks itself
                 continue
             kind, meta = typing.get_args(hints[field.name])[:2]
-            found.append(pytest.param(record, field, kind, meta, id=f"{record.__name__}.{field.name}"))
+            found.append(
+                pytest.param(record, field, kind, meta, id=f"{record.__name__}.{field.name}")
+            )
     return found
 
 
 def test_there_are_records_for_all_stages():
     stages = {record.__name__.removesuffix("Options").lower() for record in RECORDS}
-    assert stages >= {"train", "export", "evaluate", "verify", "package", "serve", "bench", "predict"}
+    assert stages >= {
+        "train",
+        "export",
+        "evaluate",
+        "verify",
+        "package",
+        "serve",
+        "bench",
+        "predict",
+    }
 
 
 @pytest.mark.parametrize(("record", "field", "kind", "meta"), fields())

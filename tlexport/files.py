@@ -124,6 +124,11 @@ def cannot_write(path: Path, error: OSError) -> BundleError:
     )
 
 
+def text_of(path: Path | str) -> str:
+    """A path as text that JSON can hold: bytes of its name that are no UTF-8 become "?"."""
+    return str(path).encode(errors="replace").decode()
+
+
 def cache_folder() -> Path:
     """Where features and the embedded server are kept: $TLEXPORT_CACHE, else the user's cache."""
     if named := os.environ.get("TLEXPORT_CACHE"):

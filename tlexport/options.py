@@ -203,7 +203,8 @@ class VerifyOptions(msgspec.Struct, frozen=True, kw_only=True):
     )
     candidate: Annotated[str, Meta(description="the runtime to be proven equal")] = "ort@cpu"
     tolerance: Annotated[
-        float, Meta(description="largest difference, as a share of the outputs' scale", gt=0)
+        float,
+        Meta(description="largest difference, as a share of the outputs' scale", gt=0, le=0.01),
     ] = 1e-4
     max_batch: Annotated[int, Meta(description="largest batch that will be served", ge=1)] = 8
 

@@ -103,7 +103,9 @@ def test_border_is_timms_resize_keeping_the_ratio_and_padding(scene):
         if max(width, height) > 100 * min(width, height) or min(width, height) < 3:
             continue
         picture = scene.resize((width, height))
-        ours = image.load(saved(picture, "BMP"), numbers((224, 224), (224, 224), "border", "bicubic"))
+        ours = image.load(
+            saved(picture, "BMP"), numbers((224, 224), (224, 224), "border", "bicubic")
+        )
         expected = np.asarray(theirs(picture))
         assert ours.shape == expected.shape
         assert np.array_equal(ours, expected), (width, height)
@@ -149,7 +151,9 @@ def test_grey_with_alpha():
 
 
 def _la(pixels: np.ndarray) -> Image.Image:
-    return Image.merge("LA", [Image.fromarray(np.ascontiguousarray(pixels[..., i])) for i in (0, 1)])
+    return Image.merge(
+        "LA", [Image.fromarray(np.ascontiguousarray(pixels[..., i])) for i in (0, 1)]
+    )
 
 
 @pytest.mark.parametrize("entries", [0, bytes([0, 255, 255])])

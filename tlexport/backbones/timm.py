@@ -29,7 +29,10 @@ def build(name: str) -> Pretrained:
     """
     if not timm.is_model(name.split(".")[0]):
         raise plugins.unknown("timm backbone", name, names())
-    module = timm.create_model(name, pretrained=False)
+    try:
+        module = timm.create_model(name, pretrained=False)
+    except RuntimeError as error:  # a tag after the dot that there is not
+        raise plugins.unknown("timm backbone", name, _tagged(name)) from error
     config = timm.data.resolve_data_config({}, model=module)
     channels, height, width = config["input_size"]
     if channels != 3:
@@ -62,6 +65,10 @@ def fetch(name: str) -> dict[str, torch.Tensor]:
     """Download (or find in the hub's cache) the weights of `name`."""
     module: torch.nn.Module = timm.create_model(name, pretrained=True)
     return module.state_dict()
+
+
+def _tagged(name: str) -> list[str]:
+    return cast(list[str], timm.list_models(f"{name.split('.')[0]}.*", pretrained=True))
 
 
 def _mode(crop_mode: str | None) -> str:

@@ -52,6 +52,7 @@ def tlexport(debug: bool) -> None:
 
     \b
     Example:
+      make demo          the whole job on real scans of digits
       tlexport run photos/ -o photos.bundle
     """
     logging.basicConfig(stream=sys.stderr, format="%(name)s: %(message)s")

@@ -10,6 +10,19 @@ from typing import Any, Literal, TypeVar
 import click
 import msgspec
 
+from tlexport import plugins
+
+PLUGINS = {
+    "task": ("tasks", ""),
+    "target": ("targets", ""),
+    "backbone": ("backbones", "/"),
+    "runtime": ("runtimes", "@"),
+    "runtimes": ("runtimes", "@"),
+    "reference": ("runtimes", "@"),
+    "candidate": ("runtimes", "@"),
+}
+"""Flags whose values begin with the name of a plug-in: its folder, and what follows the name."""
+
 Command = TypeVar("Command", bound=Callable[..., Any])
 Record = TypeVar("Record", bound=msgspec.Struct)
 
@@ -36,12 +49,25 @@ def record(kind: type[Record], values: dict[str, Any], **more: Any) -> Record:
     return kind(**{k: v for k, v in values.items() if k in fields}, **more)
 
 
+def _names_of(place: tuple[str, str]) -> Callable[[Any, Any, str], list[str]]:
+    """Shell completion from a plug-in folder, each name with what follows it."""
+    folder, after = place
+
+    def complete(context: Any, parameter: Any, incomplete: str) -> list[str]:
+        found = (name + after for name in plugins.names(folder))
+        return [name for name in found if name.startswith(incomplete)]
+
+    return complete
+
+
 def _flag(name: str, hint: Any, default: Any) -> Callable[[Any], Any]:
     kind, meta = typing.get_args(hint)[:2]
+    completion = _names_of(PLUGINS[name]) if name in PLUGINS else None
     switch = "--" + name.replace("_", "-")
     if kind is bool:
         return click.option(switch, name, is_flag=True, default=default, help=meta.description)
     options: dict[str, Any] = {"default": default, "help": meta.description}
+    options["shell_complete"] = completion
     if typing.get_origin(kind) is tuple:
         element = typing.get_args(kind)[0]
         inner = typing.get_args(element)[0] if typing.get_args(element) else element

@@ -30,7 +30,7 @@ def command(bundle: Path, as_json: bool, **values: Any) -> None:
 
     \b
     Example:
-      tlexport bench digits.bundle --runtime eager@cpu --runtime ort@cpu \\
+      tlexport bench demo/digits.bundle --runtime eager@cpu --runtime ort@cpu \\
         --runtime triton@localhost:8001 --batch 1 --batch 8
     """
     from tlexport.cli import _terminal

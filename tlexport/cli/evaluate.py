@@ -31,7 +31,7 @@ def command(bundle: Path, data: Path, as_json: bool, **values: Any) -> None:
 
     \b
     Example:
-      tlexport evaluate photos.bundle photos/ --runtime ort@cpu
+      tlexport evaluate demo/digits.bundle demo/digits --runtime ort@cpu
     """
     from tlexport.cli import _terminal
     from tlexport.stages.evaluate import evaluate

@@ -25,7 +25,7 @@ def command(bundle: Path, as_json: bool, **values: Any) -> None:
 
     \b
     Example:
-      tlexport export photos.bundle --triton 24.10
+      tlexport export demo/digits.bundle --triton 24.10
     """
     from tlexport.cli import _terminal
     from tlexport.stages.export import export

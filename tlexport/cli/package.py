@@ -35,8 +35,8 @@ def command(bundle: Path, repository: Path, as_json: bool, **values: Any) -> Non
 
     \b
     Example:
-      tlexport package digits.bundle
-      tlexport package digits.bundle -r /srv/models --max-batch 16 --instances 2 --threads 1
+      tlexport package demo/digits.bundle -r demo/model_repository
+      tlexport package demo/digits.bundle -r demo/other --max-batch 4 --instances 2
     """
     from tlexport.cli import _terminal
     from tlexport.stages.package import package

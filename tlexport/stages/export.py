@@ -8,6 +8,7 @@ from pathlib import Path
 from tlexport import plugins
 from tlexport.bundle import Artifact, Bundle
 from tlexport.errors import BundleError
+from tlexport.files import cannot_write
 from tlexport.options import ExportOptions
 from tlexport.progress import Progress, silent
 from tlexport.reports import ExportReport
@@ -33,9 +34,12 @@ def export(
     if current is not None:
         return _report(bundle, current, options, reused=True)
     progress(f"export to {options.target}", 0, 1)
-    with tempfile.TemporaryDirectory(dir=bundle.root, prefix=".export.") as folder:
-        artifact = target.export(bundle, Path(folder), options)
-        bundle.add_artifact(artifact, Path(folder))
+    try:
+        with tempfile.TemporaryDirectory(dir=bundle.root, prefix=".export.") as folder:
+            artifact = target.export(bundle, Path(folder), options)
+            bundle.add_artifact(artifact, Path(folder))
+    except OSError as error:
+        raise cannot_write(bundle.root, error) from error
     progress(f"export to {options.target}", 1, 1)
     report = _report(bundle, artifact, options, reused=False)
     bundle.write_report(f"export-{artifact.name}", report)

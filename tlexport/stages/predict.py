@@ -9,6 +9,7 @@ from types import ModuleType
 from tlexport import plugins
 from tlexport.bundle import Bundle
 from tlexport.errors import DataError
+from tlexport.files import text_of
 from tlexport.options import PredictOptions, RuntimeOptions
 from tlexport.reports import Prediction, PredictReport
 from tlexport.runtimes import Runtime, connect
@@ -58,7 +59,7 @@ def _ask(answering: Runtime, task: ModuleType, paths: Sequence[Path], top: int) 
     spec = answering.spec
     loaded = task.load(paths, spec.preprocess)
     found = {
-        row: Prediction(source=str(paths[row]), labels=(), probabilities=(), error=why)
+        row: Prediction(source=text_of(paths[row]), labels=(), probabilities=(), error=why)
         for row, why in loaded.broken.items()
     }
     good = [row for row in range(len(paths)) if row not in found]
@@ -66,7 +67,7 @@ def _ask(answering: Runtime, task: ModuleType, paths: Sequence[Path], top: int) 
         decided = task.decide(spec, answering(rows(loaded.inputs, good)))
         for place, row in enumerate(good):
             found[row] = Prediction(
-                source=str(paths[row]),
+                source=text_of(paths[row]),
                 labels=tuple(spec.labels[number] for number in decided.order[place, :top]),
                 probabilities=tuple(float(p) for p in decided.probabilities[place, :top]),
             )

@@ -11,7 +11,7 @@ import numpy as np
 
 from tlexport import plugins
 from tlexport.errors import BundleError, DataError
-from tlexport.files import atomic_folder, cache_folder
+from tlexport.files import atomic_folder, cache_folder, text_of
 from tlexport.measure.stats import wilson
 from tlexport.options import TrainOptions
 from tlexport.progress import Progress, silent
@@ -21,7 +21,6 @@ from tlexport.training import features, finish, head
 from tlexport.training.split import split
 
 LISTED = 20
-GOLDEN_BATCH = 8
 
 
 def train(
@@ -68,7 +67,7 @@ def train(
         ),
         best=best.report,
         trials=trials,
-        skipped=tuple(f"{whole[row].path}: {why}" for row, why in found.broken.items()),
+        skipped=tuple(f"{text_of(whole[row].path)}: {why}" for row, why in found.broken.items()),
         notes=examples.notes,
         features_reused=found.reused,
         features_s=features_s,

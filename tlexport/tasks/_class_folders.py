@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from tlexport.errors import DataError
-from tlexport.files import sha256_of
+from tlexport.files import sha256_of, text_of
 from tlexport.tasks import Example, Examples
 
 VAL_NAMES = ("val", "valid", "validation")
@@ -108,22 +108,40 @@ def _examples(
 ) -> list[Example]:
     files: list[tuple[Path, int]] = []
     for number, label in enumerate(labels):
-        for place, folders, names in os.walk(root / label):
-            folders[:] = sorted(f for f in folders if not f.startswith((".", "__MACOSX")))
-            for name in sorted(names):
-                path = Path(place) / name
-                if name.startswith("."):
-                    continue
-                if path.suffix.lower() in suffixes:
-                    files.append((path, number))
-                else:
-                    ignored.append(path)
+        for path in _below(root / label):
+            if path.suffix.lower() in suffixes:
+                files.append((path, number))
+            else:
+                ignored.append(path)
     with ThreadPoolExecutor() as pool:
         digests = list(pool.map(_digest, (path for path, _ in files)))
     return [
         Example(path=path, label=label, digest=digest)
         for (path, label), digest in zip(files, digests, strict=True)
     ]
+
+
+def _below(folder: Path) -> Iterator[Path]:
+    """Every file below, by name, hidden ones left out; links are followed, each folder once."""
+
+    def refuse(error: OSError) -> None:
+        if isinstance(error, FileNotFoundError):
+            return  # val/ need not have every class
+        raise DataError(
+            f"a readable folder {error.filename!r}",
+            got=str(error.strerror),
+            fix="check its permissions",
+        ) from error
+
+    seen: set[Path] = set()
+    for place, folders, names in os.walk(folder, onerror=refuse, followlinks=True):
+        here = Path(place)
+        if here.resolve() in seen:
+            folders.clear()
+            continue
+        seen.add(here.resolve())
+        folders[:] = sorted(f for f in folders if not f.startswith((".", "__MACOSX")))
+        yield from (here / name for name in sorted(names) if not name.startswith("."))
 
 
 def _digest(path: Path) -> str:
@@ -162,5 +180,5 @@ def _refuse_empty(root: Path, labels: tuple[str, ...], examples: list[Example], 
 
 
 def _some(paths: list[Path]) -> str:
-    names = ", ".join(path.name for path in paths[:SHOWN])
+    names = ", ".join(text_of(path.name) for path in paths[:SHOWN])
     return names + (" ..." if len(paths) > SHOWN else "")

@@ -98,6 +98,12 @@ def learner(backbone: str, weights: str | None, seed: int) -> Learner:
     height, width = pretrained.preprocess["size"]
     with torch.inference_mode():
         probe = extractor(torch.zeros(1, height, width, 3, dtype=torch.uint8))
+    if not (isinstance(probe, torch.Tensor) and probe.ndim == 2):
+        raise OptionError(
+            "a backbone that gives one row of features per image",
+            got=f"{backbone} gives {list(getattr(probe, 'shape', [type(probe).__name__]))}",
+            fix="choose a classification network, see `tlexport backbones`",
+        )
     return Learner(
         extractor=extractor,
         width=probe.shape[1],

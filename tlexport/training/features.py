@@ -14,11 +14,13 @@ import torch
 
 from tlexport import bundle
 from tlexport.environment import cores
+from tlexport.errors import BundleError
 from tlexport.files import sha256_of_json
 from tlexport.progress import Progress
+from tlexport.spec import Tensors
 from tlexport.tasks import Example, Learner, Loaded
 
-VERSION = 1
+VERSION = 2
 """Raise it when the same files, weights and numbers would give other features than before."""
 
 SHARD = 256
@@ -57,8 +59,10 @@ def compute(examples: Sequence[Example], extraction: Extraction, progress: Progr
     The cache is keyed by the digests of the files, the network's weights and the preprocessing.
     It is written shard by shard, each whole or not at all: a killed run goes on where it stopped.
     """
-    key = _key(examples, extraction)
-    shards = [examples[at : at + SHARD] for at in range(0, len(examples), SHARD)]
+    order = sorted(range(len(examples)), key=lambda row: examples[row].path)  # of any split
+    ordered = [examples[row] for row in order]
+    key = _key(ordered, extraction)
+    shards = [ordered[at : at + SHARD] for at in range(0, len(ordered), SHARD)]
     found = [_read(extraction.cache / key / f"{n:05d}.safetensors") for n in range(len(shards))]
     missing = [number for number, shard in enumerate(found) if shard is None]
     done = len(examples) - sum(len(shards[number]) for number in missing)
@@ -75,8 +79,11 @@ def compute(examples: Sequence[Example], extraction: Extraction, progress: Progr
             found[number] = _join(parts)
             _write(extraction.cache / key / f"{number:05d}.safetensors", found[number])
             parts = []
-    values, broken = _join([shard for shard in found if shard is not None])
-    return Features(values, broken, reused)
+    computed, reasons = _join([shard for shard in found if shard is not None])
+    values = np.empty_like(computed)
+    values[order] = computed
+    broken = {order[row]: reason for row, reason in reasons.items()}
+    return Features(values, dict(sorted(broken.items())), reused)
 
 
 def _key(examples: Sequence[Example], extraction: Extraction) -> str:
@@ -151,23 +158,36 @@ def _join(parts: Sequence[Shard]) -> Shard:
 
 
 def _read(path: Path) -> Shard | None:
+    """A shard of the cache; None where there is none or it is damaged, and it is made again."""
     if not path.is_file():
         return None
-    tensors = bundle.read_tensors(path)
+    try:
+        tensors = bundle.read_tensors(path)
+        digest = tensors.pop("digest").tobytes()
+    except (BundleError, KeyError):
+        return None
+    if digest != _digest(tensors):
+        return None
     reasons = tensors["reasons"].tobytes().decode().split("\0") if tensors["rows"].size else []
     broken = dict(zip(tensors["rows"].tolist(), reasons, strict=True))
     return tensors["values"], broken
+
+
+def _digest(tensors: Tensors) -> bytes:
+    digest = hashlib.sha256()
+    for name, array in sorted(tensors.items()):
+        digest.update(f"{name} {array.shape}".encode() + array.tobytes())
+    return digest.digest()
 
 
 def _write(path: Path, shard: Shard | None) -> None:
     assert shard is not None
     values, broken = shard
     reasons = "\0".join(reason.replace("\0", " ") for reason in broken.values()).encode()
-    bundle.write_tensors(
-        path,
-        {
-            "values": values,
-            "rows": np.array(list(broken), dtype=np.int64),
-            "reasons": np.frombuffer(reasons, dtype=np.uint8),
-        },
-    )
+    tensors = {
+        "values": values,
+        "rows": np.array(list(broken), dtype=np.int64),
+        "reasons": np.frombuffer(reasons, dtype=np.uint8),
+    }
+    digest = np.frombuffer(_digest(tensors), dtype=np.uint8)
+    bundle.write_tensors(path, {**tensors, "digest": digest})

@@ -9,17 +9,21 @@ from pathlib import Path
 from types import ModuleType
 
 import numpy as np
+import safetensors
 import safetensors.torch
 import torch
 
 from tlexport import bundle as bundles
 from tlexport.bundle import Bundle, GoldenSample, Manifest
 from tlexport.environment import versions
-from tlexport.files import sha256_of
+from tlexport.files import cannot_write, sha256_of, text_of
 from tlexport.spec import ModelSpec
 from tlexport.tasks import Example, Learner
 
 GOLDEN_BATCH = 8
+
+LONGEST_NAME = 60
+"""Characters kept of a golden file's name: with a number before it, it still is a legal name."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -50,12 +54,16 @@ def write(folder: Path, model: Model, golden: Sequence[Example]) -> Bundle:
     inputs = model.task.load([e.path for e in golden], model.learner.preprocess).inputs
     outputs = _answers(network, inputs, [tensor.name for tensor in model.spec.outputs])
     state = {name: tensor.contiguous() for name, tensor in network.state_dict().items()}
-    safetensors.torch.save_file(state, folder / "weights.safetensors")
+    try:
+        safetensors.torch.save_file(state, folder / "weights.safetensors")
+    except safetensors.SafetensorError as error:  # what a full disk is called there
+        raise cannot_write(folder / "weights.safetensors", OSError(str(error))) from error
     bundles.write_tensors(folder / "golden" / "inputs.safetensors", inputs)
     bundles.write_tensors(folder / "golden" / "outputs.safetensors", outputs)
     samples = tuple(
         GoldenSample(
-            file=f"{number:03d}-{example.path.name}", label=model.spec.labels[example.label]
+            file=f"{number:03d}-{text_of(example.path.name[-LONGEST_NAME:])}",
+            label=model.spec.labels[example.label],
         )
         for number, example in enumerate(golden)
     )
