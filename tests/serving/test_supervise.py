@@ -94,3 +94,11 @@ def test_the_server_dies_with_a_killed_supervisor():
 def test_it_stops_when_its_parent_is_another():
     with start(["sleep", "60"], parent=1 if os.getpid() != 1 else 2) as process:
         assert process.wait(10) == 128 + signal.SIGTERM
+
+
+def test_what_the_server_leaves_running_is_killed(tmp_path):
+    told = tmp_path / "pid"
+    leaves = "sleep 60 & echo $! > " + str(told) + "; exit 3"
+    with start(["bash", "-c", leaves]) as process:
+        assert process.wait(10) == 3
+    assert gone(int(told.read_text()))

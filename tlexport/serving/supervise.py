@@ -10,7 +10,8 @@ Run as a script with one argument, a JSON object:
 
 The parent holds this process's standard input. When that closes, when the parent is gone, or on
 SIGTERM, the server is stopped; when the server ends by itself, so does this process, with its
-code. The kernel kills the server should this process be killed. Standard library only: it is
+code, and what the server left running is killed. The kernel kills the server should this process
+be killed. Standard library only: it is
 started as `python -I -S`.
 """
 
@@ -23,10 +24,12 @@ import select
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 PR_SET_PDEATHSIG = 1
+PR_SET_CHILD_SUBREAPER = 36
 PARENT_CHECK_S = 0.5
 
 
@@ -40,6 +43,7 @@ def supervise(command: list[str], stop_s: float, parent: int) -> int:
     signal.signal(signal.SIGTERM, lambda number, frame: asked.append(number))
     signal.signal(signal.SIGCHLD, lambda number, frame: None)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)
     server = subprocess.Popen(command, stdin=subprocess.DEVNULL, preexec_fn=_die_with(os.getpid()))
     while server.poll() is None:
         ready, _, _ = select.select([0, wakes], [], [], PARENT_CHECK_S)
@@ -48,6 +52,7 @@ def supervise(command: list[str], stop_s: float, parent: int) -> int:
         if asked or os.getppid() != parent or (0 in ready and not os.read(0, 64)):
             _stop(server, stop_s)
     code = server.returncode
+    _end_orphans()
     return code if code >= 0 else 128 - code
 
 
@@ -64,6 +69,21 @@ def _stop(server: subprocess.Popen[bytes], stop_s: float) -> None:
     except subprocess.TimeoutExpired:
         server.kill()
         server.wait()
+
+
+def _end_orphans() -> None:
+    """Kill what the server left running: as subreaper this process is its orphans' parent.
+
+    A server's stub that is still starting when the server is killed waits for it for ever.
+    """
+    while True:
+        try:
+            if os.waitpid(-1, os.WNOHANG)[0] == 0:
+                for child in Path(f"/proc/self/task/{os.getpid()}/children").read_text().split():
+                    os.kill(int(child), signal.SIGKILL)
+                time.sleep(0.01)
+        except ChildProcessError:
+            return
 
 
 def _die_with(supervisor: int) -> Callable[[], None]:

@@ -8,6 +8,7 @@ import logging
 import numpy as np
 import optuna
 import torch
+from torch.nn.utils import skip_init
 
 from tlexport.options import TrainOptions
 from tlexport.progress import Progress
@@ -72,8 +73,10 @@ def search(
     optuna.logging.set_verbosity(logging.WARNING)
     study = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=options.seed))
     study.enqueue_trial(FIRST)
-    study.optimize(objective, n_trials=options.trials)
-    torch.set_num_threads(threads)
+    try:
+        study.optimize(objective, n_trials=options.trials)
+    finally:
+        torch.set_num_threads(threads)
     best = min(fits, key=lambda fit: fit.report.val_loss)
     folded = Fit(head=_folded(best.head, mean, std), report=best.report)
     return folded, tuple(fit.report for fit in fits)
@@ -90,7 +93,7 @@ class _Setting:
 def _fit(train: Part, val: Part, setting: _Setting, options: TrainOptions) -> Fit:
     """AdamW from a zero head; stops `patience` epochs after the last better validation loss."""
     generator = torch.Generator().manual_seed(options.seed)
-    head = torch.nn.Linear(train.values.shape[1], setting.classes)
+    head = skip_init(torch.nn.Linear, train.values.shape[1], setting.classes)
     torch.nn.init.zeros_(head.weight)
     torch.nn.init.zeros_(head.bias)
     optimiser = torch.optim.AdamW(
@@ -132,7 +135,7 @@ def _class_weights(labels: np.ndarray, classes: int) -> torch.Tensor:
 
 def _folded(head: torch.nn.Linear, mean: np.ndarray, std: np.ndarray) -> torch.nn.Linear:
     """W ((x - mean) / std) + b as one linear layer of x, folded in float64."""
-    folded = torch.nn.Linear(head.in_features, head.out_features)
+    folded = skip_init(torch.nn.Linear, head.in_features, head.out_features)
     weight = head.weight.detach().double().numpy() / std
     bias = head.bias.detach().double().numpy() - weight @ mean
     with torch.no_grad():
