@@ -98,7 +98,7 @@ def test_real_imagenet_weights_know_a_temple_from_a_flower(scene_file):
     """The whole 1,000-class network, on scikit-learn's two photos."""
     pretrained = source.build("tf_efficientnet_lite0")
     head = pretrained.module.get_classifier()
-    told = _weights.load(pretrained, LITE0, lambda: {})
+    told = _weights.load(pretrained, LITE0, dict)
     assert told == f"{LITE0} (matched by order and shape)"
     assert pretrained.module.get_classifier() is head
     module = pretrained.module.eval()

@@ -9,8 +9,8 @@ from PIL import Image
 from sklearn.datasets import load_sample_images
 from torchvision import models
 
-from tlexport.backbones import torchvision as source
 from tlexport.backbones import _weights
+from tlexport.backbones import torchvision as source
 from tlexport.errors import OptionError
 from tlexport.preprocess import image
 from tlexport.tasks.image_classification import Pixels

@@ -54,7 +54,10 @@ def epoch_by_epoch(data: Path, seed: int) -> float:
     examples = split(image_classification.read(data), fraction=0.2, seed=seed)
     learner = image_classification.learner(BACKBONE, WEIGHTS, seed)
     torch.manual_seed(seed)
-    head = torch.nn.Linear(learner.width, len(examples.labels))
+    head = torch.nn.Sequential(  # standardised features, as tlexport fits them
+        torch.nn.BatchNorm1d(learner.width, affine=False),
+        torch.nn.Linear(learner.width, len(examples.labels)),
+    )
     optimiser = torch.optim.AdamW(head.parameters(), lr=3e-3, weight_decay=1e-2)
     loss_of = torch.nn.CrossEntropyLoss()
     rng = np.random.default_rng(seed)
@@ -73,10 +76,12 @@ def epoch_by_epoch(data: Path, seed: int) -> float:
             loss_of(head(features(part)), labels).backward()
             optimiser.step()
         right = 0
+        head.eval()
         for part in batches(list(examples.val)):
             with torch.no_grad():
                 answer = head(features(part)).argmax(1)
             right += int((answer == torch.tensor([e.label for e in part])).sum())
+        head.train()
         best = max(best, right / len(examples.val))
     return best
 

@@ -107,7 +107,9 @@ def test_above_the_limit_the_weights_lie_beside_the_graph(tiny, tmp_path, monkey
     artifact = target.export(tiny, tmp_path / "out", ExportOptions())
     assert artifact.file == "model.onnx/model.onnx"
     assert artifact.files == ("model.onnx/model.onnx", "model.onnx/model.onnx.data")
-    found = {str(p.relative_to(tmp_path / "out")) for p in (tmp_path / "out").rglob("*.*") if p.is_file()}
+    found = {
+        str(p.relative_to(tmp_path / "out")) for p in (tmp_path / "out").rglob("*.*") if p.is_file()
+    }
     assert found == set(artifact.files)
     assert (tmp_path / "out" / artifact.files[1]).stat().st_size > 1000
     (tmp_path / "out").rename(tmp_path / "moved")
@@ -243,21 +245,22 @@ class Double(small_bundles.Tiny):
 @pytest.mark.parametrize(
     ("network", "expected", "got"),
     [
-        (Frozen, "trace with dynamic batch|axis 0", "batch|2"),
-        (Branching, "torch.export can trace with dynamic batch", "data-dependent|guard|branch"),
-        (Constant, "axis 0 of logits to be dynamic", "the constant 2|the dynamic Min"),
-        (Twice, r"the tensors \['logits'\]|trace", "logits"),
+        (Frozen, "axis 0 of images to be dynamic", "the constant 2"),
+        (Branching, "torch.export can trace with dynamic batch", "data-dependent expression"),
+        (Constant, "axis 0 of logits to be dynamic", "the constant 2"),
+        (Twice, r"the tensors \['logits'\]", "['logits', 'exp']"),
         (Wider, r"axis 1 of logits to be 4", "the constant 8"),
         (Double, r"logits as float32 \['batch', 4\]", "float64"),
     ],
 )
 def test_what_cannot_be_exported_is_refused_with_the_reason(
-    tmp_path, monkeypatch, network, expected, got
+    tmp_path, monkeypatch, capfd, network, expected, got
 ):
     small_bundles.plug_task(monkeypatch, network)
     bundle = Bundle(small_bundles.make(tmp_path / "b"))
     with pytest.raises(ExportError, match=expected) as caught:
         exported(bundle, tmp_path / "out")
-    assert any(part.lower() in caught.value.got.lower() for part in got.split("|")), caught.value.got
+    assert got in caught.value.got
     assert caught.value.fix
+    assert capfd.readouterr() == ("", ""), "the error says it all"
     assert not list((tmp_path / "out").iterdir()), "nothing is written"

@@ -154,7 +154,9 @@ def test_a_dangling_link_is_kept_to_be_told_of_when_it_is_loaded(tmp_path):
     assert found.train[2].digest.startswith("unreadable:")
 
 
-@pytest.mark.parametrize("name", ["straße", "日本", "a b", "it's", "100%", "-rf", "a,b", "$HOME", "a;b"])
+@pytest.mark.parametrize(
+    "name", ["straße", "日本", "a b", "it's", "100%", "-rf", "a,b", "$HOME", "a;b"]
+)
 def test_odd_class_and_file_names_are_taken(tmp_path, name):
     found = read(make(tmp_path, f"{name}/{name}.png", "other/2.png"))
     assert name in found.labels

@@ -55,11 +55,15 @@ def test_no_files_give_no_rows():
     assert task.load([], NUMBERS).inputs["images"].shape == (0, 32, 32, 3)
 
 
-@pytest.mark.parametrize("statistics", [IMAGENET, ((0.5,) * 3, (0.5,) * 3), ((0.0,) * 3, (1.0,) * 3)])
+@pytest.mark.parametrize(
+    "statistics", [IMAGENET, ((0.5,) * 3, (0.5,) * 3), ((0.0,) * 3, (1.0,) * 3)]
+)
 def test_pixels_are_torchvisions_to_tensor_and_normalize(statistics):
     mean, std = statistics
     values = np.arange(256, dtype=np.uint8).repeat(3).reshape(16, 16, 3)
-    theirs = v2.Compose([v2.PILToTensor(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(mean, std)])
+    theirs = v2.Compose(
+        [v2.PILToTensor(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(mean, std)]
+    )
     ours = Pixels(mean, std)(torch.from_numpy(values[None]))
     assert ours.shape == (1, 3, 16, 16)
     assert ours.dtype == torch.float32

@@ -100,7 +100,12 @@ def test_another_split_of_the_same_files_reuses_all(scans, tmp_path, small_shard
 
 @pytest.mark.parametrize(
     "other",
-    [{"weight": 2.0}, {"resize": [20, 20]}, {"interpolation": "nearest"}, {"background": [0, 0, 0]}],
+    [
+        {"weight": 2.0},
+        {"resize": [20, 20]},
+        {"interpolation": "nearest"},
+        {"background": [0, 0, 0]},
+    ],
 )
 def test_other_weights_or_preprocessing_are_computed_anew(scans, tmp_path, other):
     few = scans[:16]

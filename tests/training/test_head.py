@@ -60,7 +60,9 @@ def test_real_scans_are_told_apart_as_well_as_by_scikit_learn(scans):
     train, val = scans
     best, _ = head.search(train, val, 10, TrainOptions(trials=6), silent)
     scaler = StandardScaler().fit(train.values)
-    theirs = LogisticRegression(C=0.1, max_iter=1000).fit(scaler.transform(train.values), train.labels)
+    theirs = LogisticRegression(C=0.1, max_iter=1000).fit(
+        scaler.transform(train.values), train.labels
+    )
     assert accuracy(best, val) >= theirs.score(scaler.transform(val.values), val.labels) - 0.01
     assert accuracy(best, val) > 0.95
 
@@ -96,6 +98,25 @@ def test_a_feature_that_never_changes_in_training_does_no_harm(scans):
     best, _ = head.search(train, wild, 10, OPTIONS, silent)
     assert accuracy(best, wild) > 0.93
     assert best.head.weight.isfinite().all()
+
+
+@pytest.mark.parametrize("scale", [1e-9, 1e-3, 1e6])
+def test_the_scale_of_the_features_does_not_matter(scans, scale):
+    """Networks with random weights give features as small as 1e-8."""
+    plain, _ = head.search(*scans, 10, TrainOptions(trials=1), silent)
+    scaled = [labelled(part.values * scale, part.labels) for part in scans]
+    best, _ = head.search(*scaled, 10, TrainOptions(trials=1), silent)
+    assert accuracy(best, scaled[1]) == pytest.approx(accuracy(plain, scans[1]), abs=0.01)
+
+
+def test_rounding_noise_is_not_taken_for_a_feature(scans):
+    rng = np.random.default_rng(0)
+    noisy = [
+        labelled(np.c_[p.values, 1000 + rng.normal(0, 3e-5, (len(p.labels), 64))], p.labels)
+        for p in scans
+    ]
+    mean, std = head._statistics(noisy[0].values)
+    assert (((noisy[0].values - mean) / std)[:, 64:]).std() < 0.1
 
 
 def test_a_seed_gives_the_same_head_to_the_bit_and_another_seed_another(scans):

@@ -20,6 +20,10 @@ WRAPPERS = ("state_dict", "model_state_dict", "model", "state_dict_ema", "model_
 """Keys under which training programs keep the state dict, likeliest first."""
 
 
+UNSAFE = ("GLOBAL", "allowlisted")
+"""What torch says of a pickle that names a class or function it does not know to be harmless."""
+
+
 def load(pretrained: Pretrained, request: str | None, fetch: Callable[[], State]) -> str:
     """Put the weights asked for into `pretrained.module`; return where they came from.
 
@@ -57,16 +61,17 @@ def read(path: Path) -> State:
         if path.suffix == ".safetensors":
             return safetensors.torch.load_file(path)
         found = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise DataError(
-            f"a checkpoint of tensors and plain values in {path.name!r}",
-            got=f"a pickle that needs more, and could run code: {_first_line(error)}",
-            fix="save `model.state_dict()` with safetensors.torch.save_file, and pass that file",
-        ) from error
     except Exception as error:  # damaged bytes make the readers raise nearly anything
+        why = _first_line(error)
+        if isinstance(error, pickle.UnpicklingError) and any(word in why for word in UNSAFE):
+            raise DataError(
+                f"a checkpoint of tensors and plain values in {path.name!r}",
+                got=f"a pickle that needs more, and could run code: {why}",
+                fix="save `model.state_dict()` with safetensors.torch.save_file, and pass that",
+            ) from error
         raise DataError(
             f"a safetensors file or torch checkpoint {path.name!r}",
-            got=_first_line(error),
+            got=why,
             fix="the file is damaged or of another kind: download or save it again",
         ) from error
     return _state_of(found, path)
@@ -180,4 +185,6 @@ def _by_order(state: State, wanted: State, spare: tuple[str, ...]) -> State | No
 
 
 def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    """What happened, without torch's advice to load unsafely (it stands before and after)."""
+    text = str(error).rpartition("WeightsUnpickler error:")[2].strip()
+    return (text.splitlines() or [type(error).__name__])[0].partition(". Please use")[0]

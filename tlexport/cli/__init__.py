@@ -35,7 +35,8 @@ class Commands(click.Group):
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
         """Find the command; a name that is not there is answered with the nearest that is."""
-        if args and not args[0].startswith("-") and self.get_command(ctx, args[0]) is None:
+        named = bool(args) and not args[0].startswith("-") and not ctx.resilient_parsing
+        if named and self.get_command(ctx, args[0]) is None:
             raise plugins.unknown("command", args[0], self.list_commands(ctx))
         return super().resolve_command(ctx, args)
 

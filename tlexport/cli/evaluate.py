@@ -44,6 +44,7 @@ def command(bundle: Path, data: Path, as_json: bool, **values: Any) -> None:
 
 def draw(report: EvaluateReport, console: Console) -> None:
     """Accuracy with its interval, then each class."""
+    from rich.markup import escape
     from rich.table import Table
 
     accuracy = report.accuracy
@@ -59,11 +60,11 @@ def draw(report: EvaluateReport, console: Console) -> None:
         most = max(wrong, default=0)
         taken = f"{labels[wrong.index(most)]} ({most})" if most else "-"
         table.add_row(
-            score.label,
+            escape(score.label),
             str(score.examples),
             f"{score.precision:.3f}",
             f"{score.recall:.3f}" if score.examples else "-",
-            taken,
+            escape(taken),
         )
     console.print(table)
     for line in report.skipped:

@@ -52,7 +52,8 @@ def draw(report: TrainReport, console: Console) -> None:
     )
     console.print(
         f"{report.backbone}, weights: {report.weights}; {len(report.labels)} classes, "
-        f"{report.train_examples} training examples"
+        f"{report.train_examples} training examples",
+        markup=False,
     )
     console.print(
         f"features {report.features_s:.1f} s ({report.features_reused} from the cache), "
@@ -60,7 +61,7 @@ def draw(report: TrainReport, console: Console) -> None:
         f"weight decay {report.best.weight_decay:.2g}, {report.best.epochs} epochs"
     )
     for note in report.notes:
-        console.print(f"note: {note}")
+        console.print(f"note: {note}", markup=False)
     if report.skipped:
         console.print(f"left out, {len(report.skipped)} broken:")
         for line in report.skipped:

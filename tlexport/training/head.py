@@ -8,7 +8,6 @@ import logging
 import numpy as np
 import optuna
 import torch
-from torch.nn.utils import skip_init
 
 from tlexport.options import TrainOptions
 from tlexport.progress import Progress
@@ -50,7 +49,7 @@ def search(
     The head takes features as the network gives them: the standardisation it was fitted under
     (mean and deviation of the training part) is folded into its weights.
     """
-    mean, std = train.values.mean(0), np.maximum(train.values.std(0), 1e-6)
+    mean, std = _statistics(train.values)
     parts = [
         Part(
             values=torch.from_numpy(((part.values - mean) / std).astype(np.float32)),
@@ -93,9 +92,7 @@ class _Setting:
 def _fit(train: Part, val: Part, setting: _Setting, options: TrainOptions) -> Fit:
     """AdamW from a zero head; stops `patience` epochs after the last better validation loss."""
     generator = torch.Generator().manual_seed(options.seed)
-    head = skip_init(torch.nn.Linear, train.values.shape[1], setting.classes)
-    torch.nn.init.zeros_(head.weight)
-    torch.nn.init.zeros_(head.bias)
+    head = _zero(train.values.shape[1], setting.classes)
     optimiser = torch.optim.AdamW(
         head.parameters(), lr=setting.learning_rate, weight_decay=setting.weight_decay
     )
@@ -127,6 +124,30 @@ def _fit(train: Part, val: Part, setting: _Setting, options: TrainOptions) -> Fi
     return Fit(head=head, report=report)
 
 
+def _zero(inputs: int, outputs: int) -> torch.nn.Linear:
+    """A layer of zeros; the caller's random state is left alone."""
+    with torch.random.fork_rng(devices=[]):
+        layer = torch.nn.Linear(inputs, outputs)
+    torch.nn.init.zeros_(layer.weight)
+    torch.nn.init.zeros_(layer.bias)
+    return layer
+
+
+LEAST_SPREAD = 0.1
+"""Of the features' root mean square deviation: a feature that hardly varies is not blown up more.
+
+Rectified features that seldom fire have deviations down to 1e-6. Scaled to 1 they would carry
+weights in the thousands, which multiply rounding errors, and any image that makes them fire.
+"""
+
+
+def _statistics(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and deviation per feature, the latter bounded from below."""
+    mean, std = values.mean(0, dtype=np.float64), values.std(0, dtype=np.float64)
+    least = LEAST_SPREAD * np.sqrt((std**2).mean())
+    return mean, np.maximum(std, least if least > 0 else 1.0)
+
+
 def _class_weights(labels: np.ndarray, classes: int) -> torch.Tensor:
     """Examples / (classes x examples of the class): 1 where all shares are equal."""
     counts = np.bincount(labels, minlength=classes)
@@ -135,7 +156,7 @@ def _class_weights(labels: np.ndarray, classes: int) -> torch.Tensor:
 
 def _folded(head: torch.nn.Linear, mean: np.ndarray, std: np.ndarray) -> torch.nn.Linear:
     """W ((x - mean) / std) + b as one linear layer of x, folded in float64."""
-    folded = skip_init(torch.nn.Linear, head.in_features, head.out_features)
+    folded = _zero(head.in_features, head.out_features)
     weight = head.weight.detach().double().numpy() / std
     bias = head.bias.detach().double().numpy() - weight @ mean
     with torch.no_grad():
