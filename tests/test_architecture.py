@@ -33,6 +33,7 @@ BELOW = {
 BELOW["stages"] = VOCABULARY | set(BELOW)
 BELOW["pipeline"] = VOCABULARY | {"stages"}
 BELOW["cli"] = VOCABULARY | {"stages", "pipeline"}
+BELOW["__main__"] = {"cli"}
 PLUGINS = ("backbones", "tasks", "targets", "runtimes", "stages", "preprocess")
 """Rooms whose public files must not know each other."""
 
