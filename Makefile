@@ -24,9 +24,10 @@ demo: $(INSTALLED)
 	  --repository demo/model_repository \
 	  --backbone timm/tf_efficientnet_lite0 --weights $(LITE0)
 
+# Passive waiting: idle threads of one test do not spin while the next one, or a server, works.
 test: $(INSTALLED) check
 	-@$(BIN)/python tests/photos.py > /dev/null 2>&1
-	$(BIN)/python -m pytest -m 'not gpu' $(PYTEST)
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -m 'not gpu' $(PYTEST)
 
 check: $(INSTALLED)
 	$(BIN)/ruff check .

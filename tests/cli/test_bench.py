@@ -62,7 +62,7 @@ def drawn(*rows):
         rounds=10,
         round_s=0.5,
         rows=rows,
-        digests={},
+        digests={"weights": "c" * 64, "onnx-fp32": "a" * 64},
         environment=environment(),
     )
     stream = io.StringIO()
@@ -150,4 +150,11 @@ def test_bad_requests(bundle, capsys, args, code, told):
 
 def test_help_shows_an_example(capsys):
     assert run("bench", "--help") == 0
-    assert "tlexport bench digits.bundle --runtime eager@cpu" in capsys.readouterr().out
+    assert "tlexport bench demo/digits.bundle --runtime eager@cpu" in capsys.readouterr().out
+
+
+def test_a_server_with_another_file_is_told_of():
+    other = row("triton@127.0.0.1:8001", facts={"artifact_sha256": "b" * 64})
+    same = row("ort@cpu", facts={"artifact_sha256": "a" * 64})
+    assert "ANOTHER MODEL, its file is bbbbbbbbbbbb" in drawn(same, other)
+    assert "ANOTHER MODEL" not in drawn(same)

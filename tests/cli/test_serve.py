@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 import urllib.request
 from pathlib import Path
 
@@ -87,3 +88,16 @@ def test_refusals_have_their_exit_code(tmp_path, capsys):
         told = capsys.readouterr()
         assert (ended.value.code, told.out) == (code, "")
         assert message in told.err
+
+
+def test_it_serves_with_a_closed_stdout(place):
+    with subprocess.Popen(
+        ["bash", "-c", 'exec "$@" >&-', "-", *COMMAND, str(place)],
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        until(lambda: len(descendants(process.pid)) >= 3, 30)
+        time.sleep(3)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(20) == 0
+        assert process.stderr.read() == "Stopping the server ...\n"

@@ -95,6 +95,6 @@ def test_no_bundle(tmp_path, capsys):
 def test_help_shows_an_example(capsys):
     assert run("verify", "--help") == 0
     assert (
-        "  tlexport verify digits.bundle --candidate triton@localhost:8001\n"
+        "  tlexport verify demo/digits.bundle --candidate triton@localhost:8001\n"
         in capsys.readouterr().out
     )

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import tritonclient.grpc
 from serving import bundles, small_models
+from serving.processes import until
 
 from tlexport.errors import OptionError, ServerError, SpecError
 from tlexport.options import PackageOptions, RuntimeOptions, ServeOptions
@@ -120,6 +121,7 @@ def test_facts_and_counters(ask, protocol, bundle):
     before = runtime.counters()
     for _ in range(3):
         runtime({"images": bundles.images(1)})
+    until(lambda: runtime.counters()["requests"] - before["requests"] >= 3)  # it counts afterwards
     after = runtime.counters()
     assert after["requests"] - before["requests"] == 3
     for name in ("queue_ms", "compute_ms", "input_ms", "output_ms"):
@@ -217,3 +219,26 @@ def test_an_address_of_another_form(where):
 def test_it_needs_no_torch():
     code = "import sys; import tlexport.runtimes.triton; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_a_server_started_anew_is_asked_again(ask, server, bundle, protocol):
+    runtime = ask(protocol, bundle, model="insects")
+    before = runtime({"images": bundles.images(2)})["logits"]
+    with tritonclient.grpc.InferenceServerClient(server.grpc) as client:
+        client.unregister_system_shared_memory()  # a new server knows no memory of ours
+    assert np.array_equal(runtime({"images": bundles.images(2)})["logits"], before)
+
+
+def test_a_server_that_serves_nothing(tmp_path):
+    place = tmp_path / "models"
+    small_models.lay(place, "double", small_models.double(), small_models.plain())
+    server, _ = choice.start("embedded", place, ServeOptions(control="explicit"))
+    try:
+        with tritonclient.grpc.InferenceServerClient(server.grpc) as client:
+            client.unload_model("double")
+        with pytest.raises(ServerError, match="a model in service") as caught:
+            connect(f"triton@{server.grpc}", None, RuntimeOptions())
+        assert "double" in caught.value.got
+    finally:
+        server.stop()

@@ -264,3 +264,85 @@ def test_a_polling_server_takes_new_versions_without_a_failed_request(start, tmp
     assert asked[0] > 100
     assert {"1", "2", "3"} <= seen
     assert "failed" not in server.text().lower().replace("failed to get cpu", "")
+
+
+@pytest.mark.parametrize("host", ["localhost", socket.gethostname(), "::1", "::", "0.0.0.0"])
+def test_hosts_by_name_and_of_both_families(place, start, host):
+    if ":" in host and not Path("/proc/net/if_inet6").exists():
+        pytest.skip("this kernel has no IPv6")
+    server = start(place, host=host)
+    assert double(server.grpc).tolist() == [[2, 2, 2]]
+    with urllib.request.urlopen(f"http://{server.metrics}/metrics", timeout=5) as answer:
+        assert answer.status == 200
+
+
+@pytest.mark.parametrize("host", ["", "no.such.host.invalid", "x" * 300])
+def test_hosts_that_are_none(place, start, host):
+    with pytest.raises(ServerError, match="to listen on") as caught:
+        start(place, host=host)
+    assert "--host" in caught.value.fix
+
+
+def test_a_supervisor_killed_while_a_model_loads_leaves_no_stub(place, none_left):
+    options = ServeOptions()
+    server = embedded.start(place, options, server_module.choose_ports(options))
+    try:
+        until(lambda: any(b"python_backend_stub" in told for told in commands(server.pid)))
+        processes = descendants(server.pid)
+        os.kill(server.pid, signal.SIGKILL)
+        with pytest.raises(ServerError, match="killed by signal 9") as caught:
+            server.await_ready(20)
+        assert "start it again" in caught.value.fix
+    finally:
+        server.stop()
+    until(lambda: all(gone(pid) for pid in processes), 5)
+
+
+def commands(pid):
+    return [Path(f"/proc/{child}/cmdline").read_bytes() for child in descendants(pid)]
+
+
+def test_what_a_killed_pair_left_is_ended_by_the_next_server(place):
+    code = (
+        "import os, signal, sys, time\nfrom pathlib import Path\n"
+        "from tlexport.options import ServeOptions\n"
+        "from tlexport.serving import embedded, server\n"
+        "options = ServeOptions()\n"
+        f"started = embedded.start(Path({str(place)!r}), options, server.choose_ports(options))\n"
+        "print(started.pid, flush=True)\ntime.sleep(60)\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as parent:
+        supervisor = int(parent.stdout.readline())
+        until(lambda: any(b"python_backend_stub" in told for told in commands(supervisor)))
+        processes = descendants(supervisor)
+        os.kill(supervisor, signal.SIGKILL)
+        parent.kill()
+    embedded._sweep_regions()
+    until(lambda: all(gone(pid) for pid in processes), 5)
+    assert not regions(parent.pid)
+
+
+def test_it_stops_at_once_though_a_fork_holds_its_pipe(place, start):
+    server = start(place)
+    held = os.dup(server._process.stdin.fileno())
+    began = time.monotonic()
+    server.stop()
+    os.close(held)
+    assert time.monotonic() - began < 10
+
+
+def test_another_servers_answer_at_its_port_is_not_its_own(place, start, monkeypatch):
+    first = start(place)
+    taken = first.ports
+    real = choice.choose_ports
+
+    def same_http(options):
+        ports = real(options)
+        return server_module.Ports(
+            host=ports.host, http=taken.http, grpc=ports.grpc, metrics=ports.metrics
+        )
+
+    monkeypatch.setattr(choice, "choose_ports", same_http)
+    with pytest.raises(server_module.PortTaken, match="already in use"):
+        start(place)
+    assert double(first.grpc).tolist() == [[2, 2, 2]]

@@ -257,3 +257,44 @@ def test_a_lock_is_waited_for(bundle, tmp_path):
             time.sleep(0.3)
             assert not future.done()
         assert future.result().version == 1
+
+
+def test_a_file_with_the_name_of_a_version_is_passed_over(bundle, tmp_path):
+    place = tmp_path / "models"
+    package(bundle, place)
+    (place / "insects/2").write_text("somebody's note")
+    (place / "insects/07").mkdir()
+    assert package(bundle, place).version == 3
+
+
+def test_unfinished_files_of_a_killed_packager_go(bundle, tmp_path):
+    place = tmp_path / "models"
+    package(bundle, place)
+    model = place / "insects"
+    left = [model / ".config.pbtxt.x1y2", model / ".labels.txt.x1y2", model / "warmup/.abc.x1y2"]
+    for path in left:
+        path.write_bytes(b"half")
+    package(bundle, place)
+    assert not any(path.exists() for path in left)
+    assert list((model / "warmup").iterdir())
+
+
+def test_a_first_version_that_does_not_fit_leaves_no_model(bundle, tmp_path, monkeypatch):
+    place = tmp_path / "models"
+    monkeypatch.setattr(repository, "_stage_place", lambda repository: None)
+
+    def full(*args):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(repository, "_fill_version", full)
+    with pytest.raises(RepositoryError, match="No space left"):
+        package(bundle, place)
+    assert not (place / "insects").exists()
+
+
+def test_hidden_folders_are_no_models_and_the_fix_says_so(bundle, tmp_path):
+    package(bundle, tmp_path / "models")
+    (tmp_path / "models/.git").mkdir()
+    with pytest.raises(RepositoryError, match=r"'\.git' in") as caught:
+        repository.check(tmp_path / "models")
+    assert "move that folder" in caught.value.fix

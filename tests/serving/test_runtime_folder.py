@@ -110,3 +110,13 @@ def test_the_environment_is_made_from_scratch(monkeypatch):
     assert environ["TLEXPORT_SETTING"] == "kept"
     assert "PYTHONPATH" not in environ
     assert Path(environ["PATH"].split(":")[0], "python3").exists()
+
+
+def test_a_folder_that_lost_a_part(cache):
+    part = "backends/onnxruntime/model.py"
+    whole = runtime_folder()
+    (whole.root / part).unlink()
+    with pytest.raises(ServerError, match=part) as caught:
+        runtime_folder()
+    assert "delete that folder" in caught.value.fix
+    assert str(whole.root) in caught.value.expected

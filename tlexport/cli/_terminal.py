@@ -49,4 +49,5 @@ def show(report: Report, as_json: bool, draw: Callable[[Report, Console], None])
 
 def out() -> Console:
     """The console for results: lines are wrapped only where a person reads them."""
-    return Console(file=sys.stdout, highlight=False, soft_wrap=not sys.stdout.isatty())
+    read = sys.stdout is not None and sys.stdout.isatty()  # None where the shell closed it
+    return Console(file=sys.stdout, highlight=False, soft_wrap=not read)

@@ -105,6 +105,7 @@ def _notes(report: BenchReport) -> list[str]:
         notes.append("=  no significant difference from the first row")
     if any(row.p99_ms is None for row in report.rows):
         notes.append("-  too few requests: p50 needs 6, p90 36, p95 72, p99 368")
+    known = {sha for name, sha in report.digests.items() if name not in ("weights", "golden")}
     for row in report.rows:
         where = f"{row.runtime}, batch {row.batch}"
         if row.queue_ms is not None and row.compute_ms is not None:
@@ -112,6 +113,9 @@ def _notes(report: BenchReport) -> list[str]:
                 f"{where}: by its own statistics {row.queue_ms:.2f} ms in the queue and "
                 f"{row.compute_ms:.2f} ms computing per request"
             )
+        served = row.facts.get("artifact_sha256")
+        if served and known and served not in known:
+            notes.append(f"{where}: ANOTHER MODEL, its file is {served[:12]}, not this bundle's")
         if row.errors:
             notes.append(f"{where}: {row.errors} requests failed, {row.requests} were answered")
     return ["", *notes] if notes else []

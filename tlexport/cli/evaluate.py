@@ -15,8 +15,6 @@ if TYPE_CHECKING:
 
     from tlexport.reports import EvaluateReport
 
-WIDEST_CONFUSION = 12
-
 
 @click.command()
 @click.argument("bundle", type=click.Path(path_type=Path))

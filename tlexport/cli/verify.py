@@ -56,7 +56,9 @@ def refusal(report: ParityReport) -> ParityError:
     return ParityError(
         f"{report.candidate} to answer as {report.reference} does",
         got=reasons[0] + more,
-        fix="export again; where the golden outputs are called stale, train or import again",
+        fix="package this bundle and serve that version, or look for another model at that address"
+        if report.candidate.startswith("triton@")
+        else "export again; where the golden outputs are called stale, train or import again",
     )
 
 

@@ -20,6 +20,7 @@ from tlexport.serving.shared_memory import Region
 from tlexport.spec import TRITON_DTYPES, ModelSpec, Tensors, TensorSpec
 
 NUMPY_DTYPES = {triton: name for name, triton in TRITON_DTYPES.items()}
+UNKNOWN_REGION = "Unable to find shared memory region"
 COUNTED = {
     "queue_ms": "queue",
     "compute_ms": "compute_infer",
@@ -181,7 +182,16 @@ class _SharedLine(_Line):
         self._outgoing: Region | None = None
 
     def ask(self, inputs: Tensors) -> dict[str, np.ndarray]:
-        """Ask once."""
+        """Ask once; a server that was started anew is told of the memory again."""
+        try:
+            return self._ask(inputs)
+        except ServerError as error:
+            if UNKNOWN_REGION not in error.got:
+                raise
+        self._incoming = self._outgoing = None
+        return self._ask(inputs)
+
+    def _ask(self, inputs: Tensors) -> dict[str, np.ndarray]:
         filled = self._fill(inputs)
         batch = max((len(inputs[t.name]) for t in self.spec.inputs if t.batched), default=0)
         shapes = {tensor.name: _known_shape(tensor, batch) for tensor in self.spec.outputs}
@@ -265,14 +275,27 @@ def _known_shape(tensor: TensorSpec, batch: int) -> tuple[int, ...] | None:
 
 
 def _only_model(client: Client) -> str:
-    ready = sorted({entry["name"] for entry in client.models() if entry.get("state") == "READY"})
+    entries = client.models()
+    ready = sorted({entry["name"] for entry in entries if entry.get("state") == "READY"})
     if len(ready) == 1:
         return str(ready[0])
+    if not ready:
+        raise ServerError(
+            f"a model in service at {client.address.place}",
+            got="; ".join(_told_of(entry) for entry in entries) or "no model",
+            fix="package one into the served repository, or load one there",
+        )
     raise OptionError(
         f"a model of the server at {client.address.place} to be named",
-        got=f"{len(ready)} models: {', '.join(ready) or 'none'}",
+        got=f"{len(ready)} models: {', '.join(ready)}",
         fix="pass --model NAME",
     )
+
+
+def _told_of(entry: dict[str, Any]) -> str:
+    """A model of the repository's index that is not ready, and why not."""
+    reason = str(entry.get("reason", "")).split("\n")[0]
+    return f"{entry['name']}: {reason or entry.get('state') or 'not loaded'}"
 
 
 def _version_in_service(client: Client, model: str) -> str:
@@ -289,7 +312,10 @@ def _version_in_service(client: Client, model: str) -> str:
     served = sorted({entry["name"] for entry in entries if entry.get("state") == "READY"})
     raise ServerError(
         f"the model {model!r} in service at {client.address.place}",
-        got=next((reason.split("\n")[0] for reason in why if reason), f"it serves {served}"),
+        got=next(
+            (reason.split("\n")[0] for reason in why if reason),
+            f"it serves {', '.join(served) or 'no model'}",
+        ),
         fix="pass --model with one that is served, or package it into the served repository",
     )
 

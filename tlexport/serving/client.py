@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import http.client
+import os
 import re
+import socket
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -17,6 +20,10 @@ from tlexport.errors import OptionError, ServerError
 GONE = re.compile(r"UNAVAILABLE|failed to connect|Connection refused|unreachable|not resolve")
 LATE = re.compile(r"DEADLINE_EXCEEDED|Deadline Exceeded|timed out", re.IGNORECASE)
 NO_MODEL = re.compile(r"unknown model|is not found|is not ready|has no available versions")
+DIED = re.compile(r"Stub process '[^']*' is not healthy")
+MAX_MESSAGE = tritonclient.grpc.MAX_GRPC_MESSAGE_SIZE
+PROXIES = ("grpc_proxy", "https_proxy", "http_proxy")
+"""Variables that gRPC takes a proxy from, for loopback addresses as well."""
 PROTOCOLS = {"": "grpc", "grpc": "grpc", "http": "http", "shm": "shm"}
 
 
@@ -45,6 +52,26 @@ def parse(where: str) -> Address:
     return Address(protocol=PROTOCOLS[scheme], place=place)
 
 
+def _channel(place: str) -> list[tuple[str, int]]:
+    """Settings of a gRPC channel: no limit to a message, no proxy to a server on this machine."""
+    unlimited = [(f"grpc.max_{way}_message_length", MAX_MESSAGE) for way in ("send", "receive")]
+    return [*unlimited, ("grpc.enable_http_proxy", int(not _is_here(place)))]
+
+
+def _is_here(place: str) -> bool:
+    """Whether HOST:PORT is an address of this machine; asked only where a proxy is set."""
+    if not any(os.environ.get(name) for name in PROXIES):
+        return False
+    host = place.rpartition(":")[0].strip("[]")
+    try:
+        family = socket.getaddrinfo(host, None)[0][0]
+        with socket.socket(family, socket.SOCK_STREAM) as probe:
+            probe.bind((host, 0))
+    except (OSError, UnicodeError):
+        return False
+    return True
+
+
 class Client:
     """A connection for one thread; every answer about the server is plain JSON data."""
 
@@ -55,7 +82,7 @@ class Client:
         self._module = tritonclient.http if self._http else tritonclient.grpc
         waits = {"connection_timeout": timeout_s, "network_timeout": timeout_s}
         self._client = self._module.InferenceServerClient(
-            address.place, **(waits if self._http else {})
+            address.place, **(waits if self._http else {"channel_args": _channel(address.place)})
         )
 
     def server(self) -> dict[str, Any]:
@@ -124,6 +151,8 @@ class Client:
             raise self._refusal(str(error.status() or ""), str(error.message())) from error
         except (OSError, EOFError) as error:
             raise self._refusal("", f"{type(error).__name__}: {error}") from error
+        except http.client.HTTPException as error:
+            raise self._refusal("UNAVAILABLE", f"an answer that is no HTTP: {error}") from error
 
     def _told(self, method: str, *arguments: str) -> dict[str, Any]:
         more = {} if self._http else {"as_json": True, "client_timeout": self.timeout_s}
@@ -145,6 +174,13 @@ class Client:
                 f"a Triton server that speaks {other} at {place}",
                 got=message or "no answer",
                 fix="start one with `tlexport serve model_repository`; use the address it prints",
+            )
+        if DIED.search(message):
+            return ServerError(
+                f"an answer from the server at {place}",
+                got=message.strip(),
+                fix="start the server again: the process that runs this model was killed or has "
+                "crashed (see `dmesg` for a want of memory)",
             )
         known = NO_MODEL.search(message)
         return ServerError(

@@ -22,7 +22,7 @@ from tlexport.progress import Progress, silent
 from tlexport.serving.repository import fully_described
 from tlexport.serving.runtime_folder import runtime_folder, unsupported
 from tlexport.serving.server import Launch, Ports, Server
-from tlexport.serving.supervise import remove_regions
+from tlexport.serving.supervise import end_strays
 
 EXIT_TIMEOUT_S = 5
 KEPT_LOGS_S = 7 * 24 * 3600.0
@@ -69,10 +69,14 @@ def start(
 
 def listening(ports: Ports) -> list[str]:
     """The server's flags for where it listens."""
-    flags = []
-    for name, port in (("http", ports.http), ("grpc", ports.grpc), ("metrics", ports.metrics)):
-        flags += [f"--{name}-address={ports.host}", f"--{name}-port={port}"]
-    return flags
+    is_6 = ":" in ports.host  # each library of the server's has its own way to write it
+    web, grpc = (f"ipv6:{ports.host}", f"[{ports.host}]") if is_6 else (ports.host, ports.host)
+    told = (("http", web, ports.http), ("grpc", grpc, ports.grpc), ("metrics", web, ports.metrics))
+    return [
+        f"--{name}-{what}"
+        for name, address, port in told
+        for what in (f"address={address}", f"port={port}")
+    ]
 
 
 def control(repository: Path, options: ServeOptions) -> list[str]:
@@ -122,8 +126,8 @@ def _quiet() -> list[str]:
 
 
 def _sweep_regions() -> None:
-    """Remove shared memory that servers of dead processes left (both they and theirs killed)."""
+    """Remove what servers of dead processes left (they and their supervisors both killed)."""
     for region in SHM.glob("tlexport_*"):
         owner = re.match(r"tlexport_(\d+)_\d+_", region.name)
         if owner and not Path(f"/proc/{owner[1]}").exists():
-            remove_regions(owner[0], SHM)
+            end_strays(owner[0], SHM)

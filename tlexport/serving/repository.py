@@ -25,7 +25,7 @@ import numpy as np
 from tritonclient.grpc import model_config_pb2 as pb
 
 from tlexport.bundle import encode, write_tensors
-from tlexport.errors import RepositoryError
+from tlexport.errors import OptionError, RepositoryError
 from tlexport.files import cannot_write, sync_file, sync_folder, write_atomic
 from tlexport.options import check_name
 from tlexport.serving import config
@@ -104,8 +104,8 @@ def check(repository: Path) -> dict[str, list[int]]:
     """Hold a folder against what the server expects of a repository; its models.
 
     Raises:
-        RepositoryError: it is not there, is empty, or is something else than a repository.
-        OptionError: a model's name is not one that Triton can bear.
+        RepositoryError: it is not there, is empty, is something else than a repository, or a
+            model's name is not one that Triton can bear.
     """
     layout = "<repository>/<model>/config.pbtxt and <repository>/<model>/<version>/model.onnx"
     expected = f"a model repository {str(repository)!r}: {layout}"
@@ -137,7 +137,14 @@ def check(repository: Path) -> dict[str, list[int]]:
             else "run `tlexport package`",
         )
     for name, numbers in found.items():
-        check_name(name)
+        try:
+            check_name(name)
+        except OptionError as error:
+            raise RepositoryError(
+                error.expected,
+                got=f"{error.got} in {str(repository)!r}",
+                fix="rename or move that folder: the server takes every folder there for a model",
+            ) from error
         _check_model(repository / name, numbers)
     return found
 
@@ -180,12 +187,17 @@ def _install(repository: Path, new: NewVersion) -> int:
     if beside is None:
         model.mkdir(exist_ok=True)
     if model.is_dir():
-        number = max(versions(model), default=0) + 1
-        with _staging(model) as stage:
-            _fill_version(stage, new)
-            _describe(model, new, number)
-            stage.rename(model / str(number))
-            sync_folder(model)
+        number = _next_number(model)
+        try:
+            with _staging(model) as stage:
+                _fill_version(stage, new)
+                _describe(model, new, number)
+                stage.rename(model / str(number))
+                sync_folder(model)
+        except BaseException:
+            with contextlib.suppress(OSError):  # only where nothing is in it yet
+                model.rmdir()
+            raise
         return number
     with _staging(beside or model) as stage:
         _describe(stage, new, 1)
@@ -194,6 +206,13 @@ def _install(repository: Path, new: NewVersion) -> int:
         stage.rename(model)
         sync_folder(repository)
     return 1
+
+
+def _next_number(model: Path) -> int:
+    """The number after the last; a file of such a name is in the way as well."""
+    taken = [path.name for path in model.iterdir()]
+    numbers = [int(name) for name in taken if name.isdigit() and not name.startswith("0")]
+    return max(numbers, default=0) + 1
 
 
 def _stage_place(repository: Path) -> Path | None:
@@ -251,7 +270,8 @@ def _describe(model: Path, new: NewVersion, number: int) -> None:
         write_atomic(model / WARMUP / config.warmup_name(array), config.raw_bytes(array))
     write_atomic(place, config.text(built).encode())
     named = _warmup_files(built) | (_warmup_files(before) if before is not None else set())
-    for path in (model / WARMUP).glob("[!.]*"):
+    unfinished = [path for name in (CONFIG, LABELS) for path in model.glob(f".{name}.*")]
+    for path in (*unfinished, *(model / WARMUP).iterdir()):  # a killed packager's, or outdated
         if path.name not in named:
             path.unlink()
 

@@ -138,8 +138,25 @@ def runtime_folder(progress: Progress = silent) -> RuntimeFolder:
         except OSError as error:
             raise cannot_write(place, error) from error
     found = RuntimeFolder(root=place)
+    _check_whole(found)
     check_environment(found)
     return found
+
+
+def _check_whole(folder: RuntimeFolder) -> None:
+    """Refuse a folder that has lost a part: tidying programs delete single old files."""
+    parts = [folder.server, folder.stub, folder.python, folder.caches]
+    parts += [folder.backends / "python/libtriton_python.so"]
+    parts += [
+        folder.backends / "onnxruntime" / f.name for f in (BACKENDS / "onnxruntime").glob("*.py")
+    ]
+    missing = [str(part.relative_to(folder.root)) for part in parts if not part.exists()]
+    if missing:
+        raise ServerError(
+            f"the embedded server, whole, in {str(folder.root)!r}",
+            got=f"no {', '.join(missing)}",
+            fix="delete that folder and start again: it is then built anew",
+        )
 
 
 def check_environment(folder: RuntimeFolder) -> None:

@@ -7,6 +7,7 @@ import http.client
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -23,6 +24,8 @@ from tlexport.serving import refusals, supervise
 
 STOP_S = 15.0
 POLL_S = 0.05
+LISTENS = "Started HTTPService at"
+"""What the embedded server's log says once its port is its own."""
 
 
 class PortTaken(ServerError):
@@ -119,7 +122,7 @@ class Server:
         while time.monotonic() < deadline:
             if self._process.poll() is not None:
                 raise self._ended("to start")
-            if self._get("GET", "/v2/health/ready") is not None:
+            if self._get("GET", "/v2/health/ready") is not None and self._listens():
                 index = self._get("POST", "/v2/repository/index")
                 models = [entry for entry in index or [] if entry.get("state") == "READY"]
                 self._was_ready = True
@@ -145,12 +148,14 @@ class Server:
         """Stop the server and wait until it is gone; once is enough, twice does no harm."""
         if self._process.stdin is not None:
             self._process.stdin.close()
+        self._process.terminate()  # a fork of this process may hold the pipe open
         try:
             code = self._process.wait(STOP_S + 5)
         except subprocess.TimeoutExpired:
             self._process.kill()
             code = self._process.wait()
-            supervise.remove_regions(self._launch.shm_prefix)
+        if code < 0:  # the supervisor was killed before it could clean up
+            supervise.end_strays(self._launch.shm_prefix)
         if self._was_ready and code == 0:
             shutil.rmtree(self._launch.folder, ignore_errors=True)
 
@@ -171,14 +176,23 @@ class Server:
         finally:
             connection.close()
 
+    def _listens(self) -> bool:
+        """Whether it is this server that answered: another may have taken its port meanwhile."""
+        return self.kind != "embedded" or LISTENS in self.text()
+
     def _ended(self, expected: str) -> ServerError:
-        text = self.text()
-        got = f"it ended with code {self._process.returncode}: {refusals.reason(text)}"
-        kind = PortTaken if refusals.port_taken(text) else ServerError
+        text, code = self.text(), self._process.returncode
+        killed = -code if code < 0 else max(0, code - 128)
+        killed = 0 if refusals.refused(text) else killed  # it may crash once it has refused a model
+        why = f"killed by signal {killed}; it said last: " if killed else ""
+        kind = PortTaken if refusals.port_taken(text) and not killed else ServerError
         return kind(
             f"the {self.kind} server {expected}",
-            got=f"{got}\n       log: {str(self.log)!r}",
-            fix=refusals.fix_for(text),
+            got=f"it ended with code {code}: {why}{refusals.reason(text)}\n"
+            f"       log: {str(self.log)!r}",
+            fix="start it again; if nobody killed it, see `dmesg` for a want of memory"
+            if killed == signal.SIGKILL
+            else refusals.fix_for(text),
         )
 
 
@@ -189,11 +203,28 @@ def choose_ports(options: ServeOptions) -> Ports:
         ServerError: a port asked for by number is taken, or the host is not an address here.
     """
     asked = {"http": options.http_port, "grpc": options.grpc_port, "metrics": options.metrics_port}
+    host = _numeric(options.host)
     found: dict[str, int] = {}
     with contextlib.ExitStack() as held:
         for name, port in sorted(asked.items(), key=lambda item: item[1] == 0):
-            found[name] = held.enter_context(_held(options.host, port, name))
-    return Ports(host=options.host, **found)
+            found[name] = held.enter_context(_held(host, port, name))
+    return Ports(host=host, **found)
+
+
+def _numeric(host: str) -> str:
+    """The address of a host, IPv4 first: given a name, the server listens on 255.255.255.255."""
+    try:
+        if not host:
+            raise OSError("an empty address")
+        found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except (OSError, UnicodeError) as error:
+        raise ServerError(
+            f"to listen on {host!r}",
+            got=getattr(error, "strerror", None) or str(error),
+            fix="pass an address of this machine as --host",
+        ) from error
+    families = {entry[0]: str(entry[4][0]) for entry in reversed(found)}
+    return families.get(socket.AF_INET) or families[socket.AF_INET6]
 
 
 @contextlib.contextmanager

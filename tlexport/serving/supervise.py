@@ -17,6 +17,7 @@ started as `python -I -S`.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import json
 import os
@@ -31,6 +32,7 @@ from pathlib import Path
 PR_SET_PDEATHSIG = 1
 PR_SET_CHILD_SUBREAPER = 36
 PARENT_CHECK_S = 0.5
+STUB = b"/triton_python_backend_stub"
 
 
 def supervise(command: list[str], stop_s: float, parent: int) -> int:
@@ -60,6 +62,21 @@ def remove_regions(prefix: str, folder: Path = Path("/dev/shm")) -> None:
     """Unlink the shared memory regions whose name starts with `prefix`."""
     for region in folder.glob(f"{prefix}*") if prefix else ():
         region.unlink(missing_ok=True)
+
+
+def end_strays(prefix: str, folder: Path = Path("/dev/shm")) -> None:
+    """Clean up where a supervisor was itself killed: its server's stubs, then their regions.
+
+    A stub has the name of its region in its command line; one that was still starting when its
+    server went waits for it for ever.
+    """
+    for place in Path("/proc").glob("[1-9]*") if prefix else ():
+        with contextlib.suppress(OSError):  # gone meanwhile, or another user's
+            program, _, rest = (place / "cmdline").read_bytes().partition(b"\0")
+            told = rest.split(b"\0")
+            if program.endswith(STUB) and any(each.startswith(prefix.encode()) for each in told):
+                os.kill(int(place.name), signal.SIGKILL)
+    remove_regions(prefix, folder)
 
 
 def _stop(server: subprocess.Popen[bytes], stop_s: float) -> None:

@@ -146,7 +146,7 @@ def network(bundle: Bundle) -> torch.nn.Module:
     pretrained.preprocess.update(bundle.spec.preprocess)
     head = torch.nn.Linear(record["features"], len(bundle.spec.labels))
     whole = Classifier(_extractor(pretrained), head)
-    whole.load_state_dict(safetensors.torch.load_file(bundle.weights))
+    _weights.put(whole, safetensors.torch.load_file(bundle.weights))
     return whole.eval()
 
 

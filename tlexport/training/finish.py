@@ -53,7 +53,8 @@ def write(folder: Path, model: Model, golden: Sequence[Example]) -> Bundle:
     network = model.network.cpu().to(memory_format=torch.contiguous_format).eval()
     inputs = model.task.load([e.path for e in golden], model.learner.preprocess).inputs
     outputs = _answers(network, inputs, [tensor.name for tensor in model.spec.outputs])
-    state = {name: tensor.contiguous() for name, tensor in network.state_dict().items()}
+    # Cloned: tensors that layers share would be refused by safetensors; loaded, they are equal.
+    state = {name: tensor.contiguous().clone() for name, tensor in network.state_dict().items()}
     try:
         safetensors.torch.save_file(state, folder / "weights.safetensors")
     except safetensors.SafetensorError as error:  # what a full disk is called there
