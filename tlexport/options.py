@@ -58,7 +58,8 @@ class TrainOptions(msgspec.Struct, frozen=True, kw_only=True):
         str | None, Meta(description="the model's name in the repository; default: the bundle's")
     ] = None
     seed: Annotated[
-        int, Meta(description="fixes the split, the head's start and the order", ge=0)
+        int,
+        Meta(description="fixes the split, the head's start and the order", ge=0, le=2**32 - 1),
     ] = 0
     val_fraction: Annotated[
         float, Meta(description="share held out, where there is no val/ folder", gt=0, lt=1)
@@ -204,7 +205,7 @@ class VerifyOptions(msgspec.Struct, frozen=True, kw_only=True):
     candidate: Annotated[str, Meta(description="the runtime to be proven equal")] = "ort@cpu"
     tolerance: Annotated[
         float,
-        Meta(description="largest difference, as a share of the outputs' scale", gt=0, le=0.01),
+        Meta(description="largest difference, as a share of the outputs' scale", gt=0),
     ] = 1e-4
     max_batch: Annotated[int, Meta(description="largest batch that will be served", ge=1)] = 8
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import importlib.metadata
 import pickle
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,8 +22,8 @@ WRAPPERS = ("state_dict", "model_state_dict", "model", "state_dict_ema", "model_
 """Keys under which training programs keep the state dict, likeliest first."""
 
 
-UNSAFE = ("GLOBAL", "allowlisted")
-"""What torch says of a pickle that names a class or function it does not know to be harmless."""
+UNSAFE = ("GLOBAL", "allowlisted", "REDUCE", "TorchScript", "restricted globals")
+"""What torch says of a file that names code it does not know to be harmless, or holds some."""
 
 
 def load(pretrained: Pretrained, request: str | None, fetch: Callable[[], State]) -> str:
@@ -61,10 +62,13 @@ def read(path: Path) -> State:
     try:
         if path.suffix == ".safetensors":
             return safetensors.torch.load_file(path)
-        found = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():  # they come before the error, and say less
+            warnings.simplefilter("ignore")
+            found = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # damaged bytes make the readers raise nearly anything
         why = _first_line(error)
-        if isinstance(error, pickle.UnpicklingError) and any(word in why for word in UNSAFE):
+        refused = isinstance(error, (pickle.UnpicklingError, RuntimeError))
+        if refused and any(word in why for word in UNSAFE):
             raise DataError(
                 f"a checkpoint of tensors and plain values in {path.name!r}",
                 got=f"a pickle that needs more, and could run code: {why}",
@@ -120,6 +124,10 @@ def _from_hub(fetch: Callable[[], State]) -> State:
 
 def _in_package(text: str) -> Path:
     name, _, inner = text.partition("/")
+    if not name:
+        raise OptionError(
+            "--weights package:NAME", got="package: without a name", fix="name the package"
+        )
     try:
         listed = importlib.metadata.distribution(name).files or []
     except importlib.metadata.PackageNotFoundError as error:
@@ -198,4 +206,7 @@ def _by_order(state: State, wanted: State, spare: tuple[str, ...]) -> State | No
 def _first_line(error: Exception) -> str:
     """What happened, without torch's advice to load unsafely (it stands before and after)."""
     text = str(error).rpartition("WeightsUnpickler error:")[2].strip()
-    return (text.splitlines() or [type(error).__name__])[0].partition(". Please use")[0]
+    first = (text.splitlines() or [type(error).__name__])[0]
+    for advice in (". Please use", ". In PyTorch 2.6"):
+        first = first.partition(advice)[0]
+    return first

@@ -24,8 +24,9 @@ from tlexport.serving import refusals, supervise
 
 STOP_S = 15.0
 POLL_S = 0.05
-LISTENS = "Started HTTPService at"
-"""What the embedded server's log says once its port is its own."""
+LISTENS = "Started Metrics Service at"
+"""What the embedded server's log says when its other ports are its own: that of HTTP is announced
+before it is taken."""
 
 
 class PortTaken(ServerError):

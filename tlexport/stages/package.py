@@ -15,6 +15,9 @@ from tlexport.serving import config, repository
 from tlexport.serving.releases import oldest_that_reads, readers, release
 from tlexport.spec import rows
 
+WIDEST_TOLERANCE = 0.01
+"""A report that lets more pass, as a share of the outputs' scale, proves nothing."""
+
 GOLDEN_KEPT = 4
 """Golden samples that travel with a version, so that a server can be asked one."""
 
@@ -94,6 +97,12 @@ def proof(home: Bundle, artifact: Artifact) -> ParityReport:
             expected,
             got=f"a report of {report.artifact} {report.artifact_sha256[:12]}",
             fix=f"the file is another since it was verified: {fix} again",
+        )
+    if report.tolerance > WIDEST_TOLERANCE:
+        raise ParityError(
+            f"{expected}, at a tolerance of at most {WIDEST_TOLERANCE:g} of the outputs' scale",
+            got=f"one at {report.tolerance:g}",
+            fix=f"{fix} with a tolerance that proves something",
         )
     if report.weights_sha256 != home.manifest.weights_sha256:
         raise ParityError(
