@@ -58,7 +58,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
 class Artifact(msgspec.Struct, frozen=True, kw_only=True):
     """What the model became: `file` is the one to open, `files` all that belong to it.
 
-    `source_sha256` is the digest of the weights it was made from: another one is a stale artifact.
+    `source_sha256` is the digest of the weights it was made from, `spec_sha256` of the bundle's
+    spec, labels included: another one is a stale artifact. The bundle itself writes the latter.
     """
 
     target: str
@@ -70,6 +71,7 @@ class Artifact(msgspec.Struct, frozen=True, kw_only=True):
     triton_backend: str
     options: dict[str, Any]
     versions: dict[str, str]
+    spec_sha256: str = ""
 
     @property
     def name(self) -> str:
@@ -123,6 +125,13 @@ class Bundle:
         if found != self.manifest.golden_sha256:
             raise self._changed(self.root / "golden", self.manifest.golden_sha256, found)
         inputs, outputs = (read_tensors(path) for path in paths)
+        rows = {len(array) for array in (*inputs.values(), *outputs.values())}
+        if rows != {len(self.manifest.golden)} or 0 in rows:
+            raise BundleError(
+                f"golden tensors with a row for each of {len(self.manifest.golden)} samples",
+                got=f"{', '.join(map(str, sorted(rows)))} rows in {str(self.root / 'golden')!r}",
+                fix="the bundle was changed after it was made: restore it or make it again",
+            )
         return Golden(inputs=inputs, outputs=outputs, samples=self.manifest.golden)
 
     def raw(self, sample: GoldenSample) -> Path:
@@ -137,7 +146,7 @@ class Bundle:
         """The artifact called TARGET-PRECISION, checked: its files are whole and not stale.
 
         Raises:
-            BundleError: there is none, a file changed, or the weights did.
+            BundleError: there is none, a file changed, or the weights or the spec did.
         """
         known = self.artifacts()
         if name not in known:
@@ -154,6 +163,12 @@ class Bundle:
                 got=f"{name} made from {artifact.source_sha256[:12]}",
                 fix=f"run `tlexport export {self.root}` again",
             )
+        if artifact.spec_sha256 not in ("", sha256_of_json(self.spec)):
+            raise BundleError(
+                f"{name} made for the inputs, outputs and labels in bundle.json",
+                got="they changed since",
+                fix=f"run `tlexport export {self.root}` again",
+            )
         whole = all((folder / file).is_file() for file in artifact.files)
         found = digest_of(folder, artifact.files) if whole else "missing files"
         if found != artifact.sha256:
@@ -167,6 +182,7 @@ class Bundle:
     def add_artifact(self, artifact: Artifact, folder: Path) -> None:
         """Take over the files in `folder` as `artifact`, in place of an older one of its name."""
         place = self.root / "artifacts" / artifact.name
+        artifact = msgspec.structs.replace(artifact, spec_sha256=sha256_of_json(self.spec))
         with atomic_folder(place, replace=True) as new:
             shutil.copytree(folder, new, dirs_exist_ok=True)
             write_atomic(new / "artifact.json", encode(artifact))
@@ -228,7 +244,7 @@ def encode(record: msgspec.Struct) -> bytes:
 def _read(path: Path, type_: type[Report], what: str) -> Report:
     try:
         return msgspec.json.decode(path.read_bytes(), type=type_)
-    except FileNotFoundError as error:
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise BundleError(
             f"{what} with {path.name}",
             got=f"no {path.name} in {str(path.parent)!r}",

@@ -115,11 +115,22 @@ def sync_folder(path: Path) -> None:
         sync_file(path)
 
 
+def hold_writable(path: Path) -> None:
+    """Raise the system's own error now if nothing could be written to `path` later.
+
+    What is asked is the nearest folder above that exists; nothing is left there.
+    """
+    above = next(parent for parent in path.absolute().parents if os.path.lexists(parent))
+    with tempfile.TemporaryDirectory(dir=above, prefix=f".{path.name}."):
+        pass
+
+
 def cannot_write(path: Path, error: OSError) -> BundleError:
     """The three-part error for a write that the system refused."""
+    several = error.args[0] if isinstance(error, shutil.Error) else ()  # (from, to, why) each
     return BundleError(
         f"to write {str(path)!r}",
-        got=error.strerror or str(error),
+        got=error.strerror or (str(several[0][2]) if several else str(error)),
         fix="free space or choose a folder you may write to, then run the same command again",
     )
 

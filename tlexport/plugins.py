@@ -25,20 +25,27 @@ def load(folder: str, name: str) -> ModuleType:
 
     Raises:
         OptionError: no such plug-in; the message lists those there are.
-        MissingDependency: its library is not installed.
+        MissingDependency: its library is not installed, or does not load.
     """
     known = names(folder)
     if name not in known:
         raise unknown(folder.rstrip("s"), name, known)
     try:
         return importlib.import_module(f"tlexport.{folder}.{name.replace('-', '_')}")
-    except ModuleNotFoundError as error:
-        if error.name is not None and error.name.split(".")[0] == "tlexport":
+    except Exception as error:  # libraries raise anything while they load
+        library = error.name if isinstance(error, ImportError) else None
+        if library is not None and library.split(".")[0] == "tlexport":
             raise
+        if isinstance(error, ModuleNotFoundError):
+            raise MissingDependency(
+                f"the library {library!r} for {folder}/{name}",
+                got="it is not installed",
+                fix=f"pip install {library}",
+            ) from error
         raise MissingDependency(
-            f"the library {error.name!r} for {folder}/{name}",
-            got="it is not installed",
-            fix=f"pip install {error.name}",
+            f"{folder}/{name} to load",
+            got=f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}",
+            fix="install or update the library that it needs",
         ) from error
 
 

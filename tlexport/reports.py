@@ -49,14 +49,14 @@ class TrainReport(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ExportReport(msgspec.Struct, frozen=True, kw_only=True):
-    """What was written, and who can read it."""
+    """What was written, and who can read it; opset and IR version where the target has them."""
 
     artifact: str
     file: str
     sha256: str
     size_bytes: int
-    opset: int
-    ir_version: int
+    opset: int | None
+    ir_version: int | None
     triton_oldest: str
     triton: str | None
     reused: bool
@@ -226,7 +226,7 @@ class PredictReport(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class BackbonesReport(msgspec.Struct, frozen=True, kw_only=True):
-    """What can be loaded, as SOURCE/NAME; `missing` are sources whose library is not installed."""
+    """What can be loaded, as SOURCE/NAME; `missing` are sources that do not load, and why."""
 
     backbones: tuple[str, ...]
     missing: tuple[str, ...]

@@ -205,8 +205,9 @@ def _by_order(state: State, wanted: State, spare: tuple[str, ...]) -> State | No
 
 def _first_line(error: Exception) -> str:
     """What happened, without torch's advice to load unsafely (it stands before and after)."""
-    text = str(error).rpartition("WeightsUnpickler error:")[2].strip()
-    first = (text.splitlines() or [type(error).__name__])[0]
-    for advice in (". Please use", ". In PyTorch 2.6"):
-        first = first.partition(advice)[0]
-    return first
+    text = str(error).rpartition("WeightsUnpickler error:")[2]
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    if len(lines) > 1 and "Re-running `torch.load`" in lines[0]:
+        del lines[0]
+    first = (lines or [type(error).__name__])[0]
+    return first.partition(". Please use")[0].partition(". In PyTorch 2.6")[0]

@@ -15,6 +15,10 @@ from tlexport.errors import OptionError
 
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos", "hamming", "box")
 
+PLAIN_ATTENTION = ("MaskUnitAttention",)
+"""Layers (Hiera's) that ask the fused attention in five dimensions, where ONNX has it in four;
+written out as matrix products they answer the same."""
+
 
 def names() -> list[str]:
     """The networks there are; a pre-trained tag may follow after a dot."""
@@ -25,7 +29,8 @@ def build(name: str) -> Pretrained:
     """The network `name` with start weights, and its configuration's evaluation preprocessing.
 
     Raises:
-        OptionError: timm has no network of that name, or it takes no three-channel images.
+        OptionError: timm has no network of that name, it is no classification network, or it
+            takes no three-channel images.
     """
     if not timm.is_model(name.split(".")[0]):
         raise plugins.unknown("timm backbone", name, names())
@@ -33,6 +38,15 @@ def build(name: str) -> Pretrained:
         module = timm.create_model(name, pretrained=False)
     except RuntimeError as error:  # a tag after the dot that there is not
         raise plugins.unknown("timm backbone", name, _tagged(name)) from error
+    if not hasattr(module, "reset_classifier"):
+        raise OptionError(
+            "a classification network",
+            got=f"{name} is the encoder of another kind of model",
+            fix="choose another with `tlexport backbones`",
+        )
+    for part in module.modules():
+        if type(part).__name__ in PLAIN_ATTENTION:
+            cast(Any, part).fused_attn = False
     config = timm.data.resolve_data_config({}, model=module)
     channels, height, width = config["input_size"]
     if channels != 3:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import importlib
 import logging
+import signal
 import sys
+import threading
+from typing import NoReturn
 
 import click
 
@@ -56,20 +59,24 @@ def tlexport(debug: bool) -> None:
       make demo          the whole job on real scans of digits
       tlexport run photos/ -o photos.bundle
     """
-    logging.basicConfig(stream=sys.stderr, format="%(name)s: %(message)s")
-    logging.getLogger("tlexport").setLevel(logging.DEBUG if debug else logging.WARNING)
+    handler = logging.StreamHandler()  # not the root's: libraries print what they log themselves
+    handler.setFormatter(logging.Formatter("%(name)s: %(message)s"))
+    logger = logging.getLogger("tlexport")
+    logger.handlers = [handler]
+    logger.setLevel(logging.DEBUG if debug else logging.WARNING)
 
 
 def main(args: list[str] | None = None) -> None:
     """Run the command line; every error of ours becomes a message and its exit code."""
     given = sys.argv[1:] if args is None else args
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, _interrupt)
     try:
         code = tlexport.main(args=given, prog_name="tlexport", standalone_mode=False)
     except TlexportError as error:
         if "--debug" in given:
             raise
-        click.secho("Error: ", fg="red", bold=True, nl=False, err=True)
-        click.echo(str(error), err=True)
+        _tell(error)
         sys.exit(error.exit_code)
     except click.ClickException as error:
         error.show()
@@ -77,4 +84,30 @@ def main(args: list[str] | None = None) -> None:
     except (click.Abort, KeyboardInterrupt):
         click.echo("Stopped.", err=True)
         sys.exit(130)
+    except Exception as error:
+        if "--debug" in given:
+            raise
+        _tell(_unforeseen(error))
+        sys.exit(1)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _interrupt(number: int, frame: object) -> NoReturn:
+    """Take SIGTERM as Ctrl-C: what is half done is cleared away."""
+    raise KeyboardInterrupt
+
+
+def _tell(error: TlexportError) -> None:
+    click.secho("Error: ", fg="red", bold=True, nl=False, err=True)
+    click.echo(str(error), err=True)
+
+
+def _unforeseen(error: Exception) -> TlexportError:
+    """What nobody translated: a plug-in's own exception, or a fault of this program."""
+    first = (str(error).strip().splitlines() or [""])[0]
+    return TlexportError(
+        "no error that nobody foresaw",
+        got=f"{type(error).__name__}: {first}" if first else type(error).__name__,
+        fix="run `tlexport --debug ...` for the traceback; without a plug-in of yours in it, "
+        "please report it",
+    )

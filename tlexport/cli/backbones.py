@@ -41,4 +41,4 @@ def draw(report: BackbonesReport, console: Console) -> None:
     for name in report.backbones:
         console.print(name, markup=False)
     for line in report.missing:
-        console.print(f"not installed: {line}", markup=False)
+        console.print(f"left out: {line}", markup=False)

@@ -38,8 +38,10 @@ def command(bundle: Path, as_json: bool, **values: Any) -> None:
 def draw(report: ExportReport, console: Console) -> None:
     """Which file, and who can read it."""
     console.print(f"{'kept' if report.reused else 'wrote'} {report.file}", markup=False)
-    console.print(
-        f"{report.size_bytes / 1e6:.1f} MB, opset {report.opset}, IR {report.ir_version}: "
-        f"read by Triton {report.triton_oldest} and newer"
-    )
+    told = f"{report.size_bytes / 1e6:.1f} MB"
+    if report.opset is not None:
+        told += f", opset {report.opset}, IR {report.ir_version}"
+    if report.triton_oldest != "none":
+        told += f": read by Triton {report.triton_oldest} and newer"
+    console.print(told)
     console.print(f"sha256 {report.sha256}", markup=False)

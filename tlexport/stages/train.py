@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import time
 from collections.abc import Sequence
@@ -11,7 +12,7 @@ import numpy as np
 
 from tlexport import plugins
 from tlexport.errors import BundleError, DataError
-from tlexport.files import atomic_folder, cache_folder, text_of
+from tlexport.files import atomic_folder, cache_folder, cannot_write, hold_writable, text_of
 from tlexport.measure.stats import wilson
 from tlexport.options import TrainOptions
 from tlexport.progress import Progress, silent
@@ -21,6 +22,9 @@ from tlexport.training import features, finish, head
 from tlexport.training.split import split
 
 LISTED = 20
+
+LEAST_SPREAD = 1e-4
+"""Below it a head would multiply rounding errors (1e-7 of the features' size) until they show."""
 
 
 def train(
@@ -40,6 +44,7 @@ def train(
     options = options or TrainOptions()
     output = Path(output)
     refuse_existing(output, force=options.force)
+    refuse_inside(output, Path(data))
     task = plugins.load("tasks", options.task)
     examples = split(task.read(Path(data)), fraction=options.val_fraction, seed=options.seed)
     learner = task.learner(options.backbone, options.weights, options.seed)
@@ -52,6 +57,7 @@ def train(
     features_s = time.perf_counter() - start
     kept = _kept(whole, found, skip_broken=options.skip_broken)
     parts = _parts(examples, found.values, kept)
+    _hold_apart(parts[0].values)
     start = time.perf_counter()
     best, trials = head.search(*parts, len(examples.labels), options, progress)
     report = TrainReport(
@@ -88,12 +94,19 @@ def train(
 
 
 def refuse_existing(output: Path, *, force: bool) -> None:
-    """Tell before the work, not after it, that the bundle's place is taken.
+    """Tell before the work, not after it, that the bundle's place is taken or cannot be written.
 
     Raises:
-        BundleError: it exists and `force` is false, or it is something else than a bundle.
+        BundleError: it exists and `force` is false, it is something else than a bundle, or the
+            folder above it is a file or not to be written to.
     """
-    if not output.exists():
+    try:
+        taken = os.path.lexists(output)
+        if not taken:
+            hold_writable(output)
+    except OSError as error:
+        raise cannot_write(output, error) from error
+    if not taken:
         return
     if not force:
         raise BundleError(
@@ -106,6 +119,20 @@ def refuse_existing(output: Path, *, force: bool) -> None:
             f"a bundle to replace in {str(output)!r}",
             got="something that is no bundle",
             fix="name another folder with -o: --force replaces bundles only",
+        )
+
+
+def refuse_inside(output: Path, data: Path) -> None:
+    """A bundle among the examples would be taken for a class by the next run.
+
+    Raises:
+        BundleError: `output` lies below `data`.
+    """
+    if output.resolve().is_relative_to(data.resolve()):
+        raise BundleError(
+            "a bundle outside the folder of examples",
+            got=f"{str(output)!r} inside {str(data)!r}",
+            fix="name another place with -o: the next run would take the bundle for a class",
         )
 
 
@@ -158,6 +185,23 @@ def _parts(
             fix="mend the broken files or add others",
         )
     return parts[0], parts[1]
+
+
+def _hold_apart(values: np.ndarray) -> None:
+    """Refuse features, float32 [examples, width], that are nearly the same for all examples.
+
+    Raises:
+        DataError: they vary by less than `LEAST_SPREAD` of their size.
+    """
+    size = float(np.sqrt(np.square(values, dtype=np.float64).mean()))
+    spread = float(np.sqrt(values.var(axis=0, dtype=np.float64).mean()))
+    if spread <= LEAST_SPREAD * size:
+        raise DataError(
+            "features that differ from image to image",
+            got=f"they vary by {spread / size if size else 0:.1g} of their size, as rounding does",
+            fix="untrained or damaged weights are the usual cause, or images that are all alike: "
+            "check --weights and the data",
+        )
 
 
 def model_name(folder: Path) -> str:

@@ -14,7 +14,7 @@ import torch
 from tlexport import plugins
 from tlexport.backbones import Pretrained, _weights
 from tlexport.bundle import Bundle
-from tlexport.errors import OptionError
+from tlexport.errors import BundleError, OptionError
 from tlexport.preprocess import image
 from tlexport.spec import ModelSpec, TensorSpec
 from tlexport.tasks import Examples, Learner, Loaded, _class_folders
@@ -22,6 +22,9 @@ from tlexport.tasks._classify import decide as decide
 from tlexport.tasks._classify import score as score
 
 NAME = "image-classification"
+
+REASON = 200
+"""Characters told of torch's reason not to load weights: it lists every tensor."""
 
 
 class Pixels(torch.nn.Module):
@@ -139,14 +142,24 @@ def network(bundle: Bundle) -> torch.nn.Module:
     """The network of a bundle, with its weights, in eval mode.
 
     Raises:
-        BundleError: the weights are not the ones the bundle was made with.
+        BundleError: the weights are not the ones the bundle was made with, or not of the network
+            and labels that it names.
     """
-    record = bundle.manifest.network
-    _, _, pretrained = _build(record["backbone"])
-    pretrained.preprocess.update(bundle.spec.preprocess)
-    head = torch.nn.Linear(record["features"], len(bundle.spec.labels))
-    whole = Classifier(_extractor(pretrained), head)
-    _weights.put(whole, safetensors.torch.load_file(bundle.weights))
+    weights = safetensors.torch.load_file(bundle.weights)
+    try:
+        record = bundle.manifest.network
+        _, _, pretrained = _build(record["backbone"])
+        pretrained.preprocess.update(bundle.spec.preprocess)
+        head = torch.nn.Linear(record["features"], len(bundle.spec.labels))
+        whole = Classifier(_extractor(pretrained), head)
+        _weights.put(whole, weights)
+    except (KeyError, RuntimeError) as error:
+        raise BundleError(
+            f"a network in {str(bundle.root)!r} that its weights fit",
+            got=f"{type(error).__name__}: {' '.join(str(error).split())[:REASON]}",
+            fix="bundle.json was changed after it was made, or timm and torchvision since: restore "
+            "the one, or install the versions in it",
+        ) from error
     return whole.eval()
 
 

@@ -69,7 +69,7 @@ def search(
 
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # matrices this small lose more to waiting than they gain
-    optuna.logging.set_verbosity(logging.WARNING)
+    optuna.logging.set_verbosity(logging.ERROR)  # Ctrl-C would be a warning with a traceback
     study = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=options.seed))
     study.enqueue_trial(FIRST)
     try:
