@@ -1,0 +1,42 @@
+"""Fused attention of many dimensions, asked in four."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch.nn import functional
+
+
+@contextlib.contextmanager
+def in_four_dimensions() -> Iterator[None]:
+    """Have `scaled_dot_product_attention` flatten what stands before (heads, tokens, width).
+
+    PyTorch takes any number of dimensions, the ONNX exporter four; networks that attend within
+    windows (Hiera, NesT, Twins) have five. The answers are the same numbers.
+    """
+    fused = functional.scaled_dot_product_attention
+
+    def attention(
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        attn_mask: torch.Tensor | None = None,
+        *args: Any,
+        **more: Any,
+    ) -> torch.Tensor:
+        before = query.shape[:-3]
+        if len(before) > 1:
+            if attn_mask is not None and attn_mask.ndim > 3:
+                attn_mask = attn_mask.expand(*before, *attn_mask.shape[-3:]).flatten(0, -4)
+            flat = (tensor.flatten(0, -4) for tensor in (query, key, value))
+            return fused(*flat, attn_mask, *args, **more).unflatten(0, before)
+        return fused(query, key, value, attn_mask, *args, **more)
+
+    functional.scaled_dot_product_attention = attention
+    try:
+        yield
+    finally:
+        functional.scaled_dot_product_attention = fused
