@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import tempfile
 from pathlib import Path
 
 import msgspec
@@ -105,6 +106,35 @@ def test_a_stale_artifact_is_refused_and_the_fix_is_to_export_again(folder):
         Bundle(folder).artifact("onnx-fp32")
     assert "made from 000000000000" in caught.value.got
     assert "tlexport export" in caught.value.fix
+
+
+@pytest.mark.parametrize("labels", [["dog", "cat", "eel", "fox"], ["cat", "dog"]])
+def test_labels_that_changed_after_the_export_make_it_stale(folder, labels):
+    made = Bundle(folder)
+    name = made.artifacts()[0]
+    with tempfile.TemporaryDirectory() as place:
+        shutil.copytree(folder / "artifacts" / name, place, dirs_exist_ok=True)
+        made.add_artifact(made.artifact(name), Path(place))
+    assert Bundle(folder).artifact(name).sha256
+    spec = json.loads((folder / "bundle.json").read_text())["spec"]
+    edit_json(folder / "bundle.json", spec=spec | {"labels": labels})
+    with pytest.raises(BundleError, match=r"labels in bundle\.json") as caught:
+        Bundle(folder).artifact(name)
+    assert "tlexport export" in caught.value.fix
+
+
+@pytest.mark.parametrize("count", [0, 3, 24])
+def test_golden_samples_that_are_not_the_rows_are_refused(folder, count):
+    edit_json(folder / "bundle.json", golden=[{"file": "0.png"}] * count)
+    with pytest.raises(BundleError, match=f"each of {count} samples") as caught:
+        Bundle(folder).golden()
+    assert caught.value.got.startswith("12 rows")
+
+
+def test_a_file_is_no_bundle(tmp_path):
+    (tmp_path / "cat.jpg").write_text("x")
+    with pytest.raises(BundleError, match=r"no bundle\.json"):
+        Bundle(tmp_path / "cat.jpg")
 
 
 def test_an_artifact_that_is_not_there_is_answered_with_those_that_are(folder):

@@ -5,11 +5,13 @@ from __future__ import annotations
 import subprocess
 import sys
 import textwrap
+from types import SimpleNamespace
 
 import pytest
 
 from tlexport import plugins
 from tlexport.errors import MissingDependency, OptionError
+from tlexport.stages.backbones import list_backbones
 
 
 def in_fresh_python(code: str) -> str:
@@ -101,3 +103,29 @@ def test_a_fault_inside_our_own_code_is_not_taken_for_a_missing_library(monkeypa
         plugins.load("targets", "nothere")
     assert not isinstance(caught.value, MissingDependency)
     assert caught.value.name == "tlexport.targets.nothere"
+
+
+@pytest.mark.parametrize("fault", ["RuntimeError('libcudart.so.99 not found\\nmore')", "OSError()"])
+def test_a_library_that_does_not_load_is_a_missing_dependency_too(monkeypatch, fault):
+    def broken(name: str) -> None:
+        raise eval(fault)
+
+    monkeypatch.setattr(plugins.importlib, "import_module", broken)
+    with pytest.raises(MissingDependency, match="backbones/timm to load") as caught:
+        plugins.load("backbones", "timm")
+    assert caught.value.got.startswith(fault.partition("(")[0])
+    assert "\n" not in caught.value.got
+
+
+def test_a_source_that_fails_does_not_hide_the_others(monkeypatch):
+    real = plugins.load
+
+    def load(folder: str, name: str):
+        if name == "timm":
+            return SimpleNamespace(names=lambda: (_ for _ in ()).throw(ConnectionError("down")))
+        return real(folder, name)
+
+    monkeypatch.setattr(plugins, "load", load)
+    report = list_backbones("*resnet18*")
+    assert report.backbones == ("torchvision/resnet18",)
+    assert report.missing == ("timm: ConnectionError: down",)

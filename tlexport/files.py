@@ -135,6 +135,22 @@ def cannot_write(path: Path, error: OSError) -> BundleError:
     )
 
 
+def is_there(path: Path) -> bool:
+    """Whether something of that name exists; False, not an error, where the name is too long."""
+    try:
+        return path.exists()
+    except OSError:
+        return False
+
+
+def is_file(path: Path) -> bool:
+    """Whether it is a file; False, not an error, where the name is too long."""
+    try:
+        return path.is_file()
+    except OSError:
+        return False
+
+
 def text_of(path: Path | str) -> str:
     """A path as text that JSON can hold: bytes of its name that are no UTF-8 become "?"."""
     return str(path).encode(errors="replace").decode()

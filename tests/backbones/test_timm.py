@@ -144,3 +144,9 @@ def test_without_a_network_the_hub_is_told_from_a_fault(monkeypatch):
     with pytest.raises(OptionError, match="from the hub") as caught:
         _weights.load(source.build("resnet18"), None, lambda: source.fetch("resnet18"))
     assert "--weights FILE" in caught.value.fix
+
+
+def test_an_encoder_without_a_classifier_is_refused():
+    with pytest.raises(OptionError, match="a classification network") as caught:
+        source.build("mobilenetv5_300m_enc")
+    assert "encoder" in caught.value.got

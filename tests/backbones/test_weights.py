@@ -306,3 +306,31 @@ def test_of_several_files_in_a_package_one_must_be_named(monkeypatch, tmp_path):
         _weights.load(pretrained(), "package:two", refuse)
     assert caught.value.got == "a.pth, b.pth"
     assert _weights.load(pretrained(), "package:two/b.pth", refuse) == "package:two/b.pth"
+
+
+class Bomb:
+    """Runs code when it is unpickled."""
+
+    def __init__(self, flag: Path) -> None:
+        self.flag = flag
+
+    def __reduce__(self):
+        return Path.touch, (self.flag,)
+
+
+def test_a_checkpoint_that_runs_code_is_refused_without_advice_to_run_it(tmp_path, recwarn):
+    torch.save({"state_dict": TRAINED.state_dict(), "x": Bomb(tmp_path / "ran")}, tmp_path / "a.pt")
+    torch.jit.save(torch.jit.script(torch.nn.Linear(2, 2)), tmp_path / "b.pt")
+    recwarn.clear()
+    for name in ("a.pt", "b.pt"):
+        with pytest.raises(DataError, match="tensors and plain values") as caught:
+            _weights.read(tmp_path / name)
+        assert "could run code" in caught.value.got
+        assert "set to `False`" not in str(caught.value)
+    assert not (tmp_path / "ran").exists()
+    assert not list(recwarn)
+
+
+def test_a_package_must_be_named():
+    with pytest.raises(OptionError, match="package:NAME"):
+        _weights.load(pretrained(), "package:", refuse)

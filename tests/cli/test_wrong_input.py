@@ -5,8 +5,11 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import textwrap
+import time
 from pathlib import Path
 
 import msgspec
@@ -75,6 +78,12 @@ WRONG = [
     (["train", FEW, *OUT, "--task", "segmentation"], 2, ["a task of: image-classification"]),
     (["train", FEW, *OUT, "--augment"], 2, ["--augment", "features are computed once"]),
     (["train", FEW, *OUT, "--trials", "0", "--seed", "-1"], 2, ["--trials", "--seed", "seed=-1"]),
+    (["train", FEW, *OUT, "--seed", str(2**32)], 2, ["--seed", "4294967296"]),
+    (["train", FEW, *OUT, "--weights", "package:"], 2, ["package:NAME"]),
+    (["train", FEW, "-o", FEW + "/x.bundle"], 6, ["outside the folder of examples"]),
+    (["train", "n" * 300, *OUT], 5, ["nothing there"]),
+    (["predict", BUNDLE, "n" * 300], 5, ["no file nnn"]),
+    (["verify", FILE], 6, ["no bundle.json"]),
     (["train", FEW, *OUT, "--val-fraction", "1.5"], 2, ["--val-fraction", "1.5"]),
     (["train", FEW, *OUT, "--name", "my model"], 2, ["'my model'", "shell argument"]),
     (["train", FEW, "-o", BUNDLE], 6, ["exists already", "--force"]),
@@ -240,3 +249,55 @@ def test_backbones_lists_all_sources_one_name_a_line(run):
     assert "timm/mobilenetv3_small_050" in names
     assert all("mobilenet" in name for name in names)
     assert len(names) == len(out.splitlines())
+
+
+def test_an_exception_that_nobody_translated_is_a_message_and_debug_shows_it(run, monkeypatch):
+    def odd(pattern: str) -> None:
+        raise ZeroDivisionError("by zero\nmore")
+
+    monkeypatch.setattr("tlexport.stages.backbones.list_backbones", odd)
+    code, out, err = run("backbones")
+    assert (code, out) == (1, "")
+    assert three_parts(err), err
+    assert "got: ZeroDivisionError: by zero\n" in err
+    with pytest.raises(ZeroDivisionError):
+        main(["--debug", "backbones"])
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stopped_export_leaves_nothing(few, tmp_path, number):
+    bundle = tmp_path / "b"
+    line = [sys.executable, "-m", "tlexport"]
+    subprocess.run([*line, "train", few, "-o", bundle, *QUICK], check=True, capture_output=True)
+    process = subprocess.Popen(
+        [*line, "export", bundle], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    while not list(bundle.glob(".export.*")) and process.poll() is None:
+        time.sleep(0.01)
+    process.send_signal(number)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode in (130, -signal.SIGINT)  # either is 130 in a shell
+    assert err.strip() == "Stopped."
+    assert not [path.name for path in bundle.iterdir() if path.name.startswith(".")]
+
+
+def test_a_search_that_is_stopped_says_so_and_no_more(few, tmp_path):
+    line = [sys.executable, "-c", textwrap.dedent(STOPPED), str(few), str(tmp_path / "b")]
+    ran = subprocess.run(line, capture_output=True, text=True, check=False)
+    assert ran.returncode == 130
+    assert ran.stderr.strip() == "Stopped."
+
+
+STOPPED = """
+    import sys
+    from tlexport.cli import main
+    from tlexport.training import head
+
+    def stop(*args):
+        raise KeyboardInterrupt
+
+    head._fit = stop
+    data, output = sys.argv[1:]
+    more = ["--backbone", "timm/lcnet_035", "--weights", "random"]
+    main(["train", data, "-o", output, *more])
+"""

@@ -8,16 +8,19 @@ import subprocess
 import sys
 import textwrap
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import small_bundles
 
 from tlexport import plugins
-from tlexport.bundle import Bundle
+from tlexport.bundle import Artifact, Bundle, digest_of
+from tlexport.cli import main
 from tlexport.errors import BundleError, ExportError, OptionError
 from tlexport.files import sha256_of
-from tlexport.options import ExportOptions
+from tlexport.options import ExportOptions, RuntimeOptions
 from tlexport.reports import ExportReport
+from tlexport.runtimes import connect
 from tlexport.stages.export import export
 
 
@@ -149,3 +152,50 @@ def test_a_full_disk_is_told_and_the_older_artifact_stays(folder):
     assert "free space" in ran.stdout
     assert Bundle(folder).artifact("onnx-fp32").sha256 == first.sha256
     assert not [path for path in folder.iterdir() if path.name.startswith(".")]
+
+
+def test_a_target_of_another_kind_needs_no_edit_elsewhere(folder, monkeypatch, run_line):
+    def export_notes(bundle: Bundle, place: Path, options: ExportOptions) -> Artifact:
+        (place / "notes.txt").write_text("weights of " + bundle.spec.name)
+        return Artifact(
+            target="field-notes",
+            precision="fp32",
+            file="notes.txt",
+            files=("notes.txt",),
+            sha256=digest_of(place, ("notes.txt",)),
+            source_sha256=bundle.manifest.weights_sha256,
+            triton_backend="python",
+            options={},
+            versions={},
+        )
+
+    real_names, real_load = plugins.names, plugins.load
+    monkeypatch.setattr(plugins, "names", lambda f: [*real_names(f), "field-notes"])
+    monkeypatch.setattr(
+        plugins,
+        "load",
+        lambda f, n: (
+            SimpleNamespace(export=export_notes) if n == "field-notes" else real_load(f, n)
+        ),
+    )
+    first, again = (export(folder, ExportOptions(target="field-notes")) for _ in range(2))
+    assert (first.artifact, first.opset, first.triton_oldest) == ("field-notes-fp32", None, "none")
+    assert (first.reused, again.reused) == (False, True)
+    out = run_line("export", folder, "--target", "field-notes")
+    assert out.splitlines()[1].endswith("MB")
+    with pytest.raises(OptionError, match="an artifact for ONNX Runtime"):
+        connect("ort@cpu", Bundle(folder), RuntimeOptions(artifact="field-notes-fp32"))
+    assert run_line("predict", folder, "--help"), "the command line still stands"
+
+
+@pytest.fixture
+def run_line(capsys):
+    """Run a command line that must succeed; its stdout."""
+
+    def call(*args: object) -> str:
+        with pytest.raises(SystemExit) as caught:
+            main([str(arg) for arg in args])
+        assert caught.value.code == 0
+        return str(capsys.readouterr().out)
+
+    return call

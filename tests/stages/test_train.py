@@ -339,3 +339,29 @@ def test_kill_9_leaves_no_half_bundle_and_the_next_run_works(few, tmp_path, monk
 )
 def test_the_model_is_named_after_the_folder(folder, name):
     assert model_name(Path("/tmp") / folder) == name
+
+
+def test_a_bundle_among_the_examples_is_refused(few):
+    with pytest.raises(BundleError, match="outside the folder of examples"):
+        quick(few, few / "model.bundle")
+    assert left_in(few) == ["1", "4", "7"]
+
+
+def test_a_place_that_cannot_be_written_is_told_before_the_work(few, tmp_path, monkeypatch):
+    monkeypatch.setattr("tlexport.training.features.compute", lambda *a: pytest.fail("worked"))
+    (tmp_path / "file").write_text("x")
+    for output in (tmp_path / "file" / "b", tmp_path / ("n" * 300), Path("/proc/b.bundle")):
+        with pytest.raises(BundleError, match="to write"):
+            quick(few, output)
+    assert left_in(tmp_path) == ["few", "file"]
+
+
+def test_features_that_are_the_same_for_all_images_are_refused(few, tmp_path):
+    with pytest.raises(DataError, match="features that differ") as caught:
+        quick(few, tmp_path / "b", backbone="timm/repvgg_a0")
+    assert "--weights" in caught.value.fix
+
+
+def test_three_dimensional_kernels_are_no_obstacle(few, tmp_path):
+    report = quick(few, tmp_path / "b", backbone="timm/lambda_resnet26t")
+    assert report.train_examples == 30

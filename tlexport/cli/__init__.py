@@ -106,8 +106,8 @@ def _unforeseen(error: Exception) -> TlexportError:
     """What nobody translated: a plug-in's own exception, or a fault of this program."""
     first = (str(error).strip().splitlines() or [""])[0]
     return TlexportError(
-        "no error that nobody foresaw",
+        "the command to end well or to say what it lacks",
         got=f"{type(error).__name__}: {first}" if first else type(error).__name__,
-        fix="run `tlexport --debug ...` for the traceback; without a plug-in of yours in it, "
+        fix="run `tlexport --debug ...` for the traceback; unless a plug-in of your own is in it, "
         "please report it",
     )

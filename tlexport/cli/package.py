@@ -36,7 +36,7 @@ def command(bundle: Path, repository: Path, as_json: bool, **values: Any) -> Non
     \b
     Example:
       tlexport package demo/digits.bundle -r demo/model_repository
-      tlexport package demo/digits.bundle -r demo/other --max-batch 4 --instances 2
+      tlexport package demo/digits.bundle -r demo/other --max-batch 4
     """
     from tlexport.cli import _terminal
     from tlexport.stages.package import package

@@ -31,7 +31,7 @@ def command(repository: Path, as_json: bool, **values: Any) -> None:
     \b
     Example:
       tlexport serve demo/model_repository
-      tlexport serve demo/model_repository --http-port 8000 --grpc-port 8001 --control poll
+      tlexport serve demo/model_repository --grpc-port 8001 --control poll
     """
     from tlexport.cli import _terminal
     from tlexport.stages.serve import serve

@@ -17,8 +17,11 @@ def list_backbones(pattern: str = "*") -> BackbonesReport:
     for source in plugins.names("backbones"):
         try:
             names = plugins.load("backbones", source).names()
-        except TlexportError as error:  # one source that fails must not hide the others
+        except TlexportError as error:
             missing.append(f"{source}: {error.got}; {error.fix}")
+            continue
+        except Exception as error:  # one source that fails must not hide the others
+            missing.append(f"{source}: {type(error).__name__}: {error}")
             continue
         found += [f"{source}/{name}" for name in names]
     matching = tuple(name for name in found if fnmatch.fnmatch(name.lower(), glob.lower()))

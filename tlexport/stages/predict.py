@@ -9,7 +9,7 @@ from types import ModuleType
 from tlexport import plugins
 from tlexport.bundle import Bundle
 from tlexport.errors import DataError
-from tlexport.files import text_of
+from tlexport.files import is_file, text_of
 from tlexport.options import PredictOptions, RuntimeOptions
 from tlexport.reports import Prediction, PredictReport
 from tlexport.runtimes import Runtime, connect
@@ -34,7 +34,7 @@ def predict(
     """
     options = options or PredictOptions()
     paths = [Path(file) for file in files]
-    missing = [str(path) for path in paths if not path.is_file()]
+    missing = [str(path) for path in paths if not is_file(path)]
     if missing or not paths:
         raise DataError(
             "files to ask about",
@@ -43,8 +43,9 @@ def predict(
         )
     remote = "@" in str(source) and not Path(source).exists()
     bundle = None if remote else Bundle(source)
-    name = str(source) if bundle is None else options.runtime or _default(bundle)
-    answering = connect(name, bundle, runtime or RuntimeOptions())
+    runtime = runtime or RuntimeOptions()
+    name = str(source) if bundle is None else options.runtime or _default(bundle, runtime.artifact)
+    answering = connect(name, bundle, runtime)
     try:
         task = plugins.load("tasks", answering.spec.task)
         predictions: list[Prediction] = []
@@ -74,5 +75,5 @@ def _ask(answering: Runtime, task: ModuleType, paths: Sequence[Path], top: int) 
     return [found[row] for row in range(len(paths))]
 
 
-def _default(bundle: Bundle) -> str:
-    return "ort@cpu" if bundle.artifacts() else "eager@cpu"
+def _default(bundle: Bundle, artifact: str) -> str:
+    return "ort@cpu" if artifact in bundle.artifacts() else "eager@cpu"

@@ -210,7 +210,16 @@ class _Inquiry:
 
     def _asked(self, runtime: Runtime, picked: np.ndarray) -> dict[str, np.ndarray]:
         """Answers to the picked golden samples in one request: all outputs, a row for each."""
-        answer = runtime(rows(self._golden.inputs, picked))
+        try:
+            answer = runtime(rows(self._golden.inputs, picked))
+        except TlexportError:
+            raise
+        except Exception as error:  # a runtime of somebody's own may raise anything
+            raise SpecError(
+                f"an answer from {runtime.name}",
+                got=f"{type(error).__name__}: {error}",
+                fix="have the runtime translate it: its author knows what to do about it",
+            ) from error
         self._done += 1
         total = 2 * self.samples + 2 * sum(size > 1 for size in self._sizes) + 3
         self._progress("verify", self._done, total)

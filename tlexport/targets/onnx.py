@@ -22,6 +22,7 @@ from tlexport.errors import ExportError
 from tlexport.options import ExportOptions
 from tlexport.serving.releases import Release, oldest_that_reads, readers, release
 from tlexport.spec import ModelSpec, TensorSpec
+from tlexport.targets._attention import in_four_dimensions
 
 INLINE_BYTES = 2_000_000_000
 """Above this the weights go beside the graph: protobuf cannot hold 2 GiB."""
@@ -90,7 +91,7 @@ def _traced(bundle: Bundle, wanted: Release | None) -> onnx.ModelProto:
         for spec in bundle.spec.inputs
     )
     try:
-        with _quiet():
+        with _quiet(), in_four_dimensions():
             program = torch.onnx.export(
                 network,
                 samples,

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from tlexport.errors import DataError
-from tlexport.files import sha256_of, text_of
+from tlexport.files import is_file, is_there, sha256_of, text_of
 from tlexport.tasks import Example, Examples
 
 VAL_NAMES = ("val", "valid", "validation")
@@ -24,8 +24,8 @@ def read(root: Path, suffixes: Collection[str], kind: str, known: tuple[str, ...
     Raises:
         DataError: no folder, fewer than two classes, an empty class, a class only in val/.
     """
-    if not root.is_dir():
-        got = "a file" if root.is_file() else "nothing there"
+    if is_file(root) or not is_there(root):
+        got = "a file" if is_file(root) else "nothing there"
         raise DataError(f"a folder {str(root)!r} with a sub-folder per class", got=got, fix=LAYOUT)
     train_root, val_root, notes = _parts(root)
     if known:

@@ -135,7 +135,9 @@ def _forward(loaded: Loaded, learner: Learner) -> np.ndarray:
     """float32 [batch, width]; channels last is the faster layout for convolutions."""
     device = _device()
     torch.set_num_threads(cores())
-    extractor = learner.extractor.to(device).to(memory_format=torch.channels_last)
+    extractor = learner.extractor.to(device)
+    if all(tensor.ndim < 5 for tensor in extractor.parameters()):  # 3-D kernels cannot be
+        extractor = extractor.to(memory_format=torch.channels_last)
     with torch.inference_mode():
         inputs = [torch.from_numpy(array).to(device) for array in loaded.inputs.values()]
         features: np.ndarray = extractor(*inputs).float().cpu().numpy()
