@@ -26,24 +26,39 @@ BELOW = {
     "backbones": VOCABULARY | {"bundle"},
     "serving": VOCABULARY | {"bundle"},
     "tasks": VOCABULARY | {"bundle", "backbones", "preprocess"},
+    "importers": VOCABULARY | {"bundle", "backbones", "preprocess", "tasks"},
+    "networks": VOCABULARY | {"bundle"},
     "training": VOCABULARY | {"bundle", "tasks", "serving", "measure"},
-    "targets": VOCABULARY | {"bundle", "tasks", "serving", "measure"},
-    "runtimes": VOCABULARY | {"bundle", "tasks", "serving", "measure"},
+    "targets": VOCABULARY | {"bundle", "networks", "serving", "measure"},
+    "runtimes": VOCABULARY | {"bundle", "networks", "serving", "measure"},
 }
 BELOW["stages"] = VOCABULARY | set(BELOW)
 BELOW["pipeline"] = VOCABULARY | {"stages"}
 BELOW["cli"] = VOCABULARY | {"stages", "pipeline"}
 BELOW["__main__"] = {"cli"}
-PLUGINS = ("backbones", "tasks", "targets", "runtimes", "stages", "preprocess")
+PLUGINS = ("backbones", "tasks", "importers", "targets", "runtimes", "stages", "preprocess")
 """Rooms whose public files must not know each other."""
 
 ADDRESSES = {
     "click": {"cli"},
     "rich": {"cli"},
-    "torch": {"backbones", "tasks", "training", "targets", "runtimes.eager"},
+    "torch": {
+        "backbones",
+        "tasks",
+        "importers",
+        "networks",
+        "training",
+        "targets",
+        "runtimes.eager",
+    },
     "torchvision": {"backbones.torchvision"},
     "timm": {"backbones.timm"},
     "torchmetrics": {"tasks"},
+    "transformers": {"backbones", "importers"},
+    "datasets": {"tasks"},
+    "tokenizers": {"preprocess.text"},
+    "soundfile": {"preprocess.audio"},
+    "soxr": {"preprocess.audio"},
     "optuna": {"training"},
     "onnx": {"targets", "serving.lint"},
     "onnxruntime": {"runtimes.ort", "serving.backends"},

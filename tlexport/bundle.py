@@ -1,7 +1,8 @@
 """The folder that travels from stage to stage.
 
 bundle.json                    what the model is: Manifest
-weights.safetensors            the fine-tuned network, head included
+weights.safetensors            the fine-tuned network, head included (`Manifest.weights`)
+preprocess/...                 what preprocessing needs besides numbers, such as tokenizer.json
 golden/inputs.safetensors      preprocessed held-out inputs, one row a sample
 golden/outputs.safetensors     what the original answers to them
 golden/raw/...                 the same inputs as they came (image files, texts, waveforms)
@@ -11,7 +12,9 @@ reports/<kind>.json
 
 from __future__ import annotations
 
+import hashlib
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -25,6 +28,7 @@ from tlexport.files import atomic_folder, sha256_of, sha256_of_json, write_atomi
 from tlexport.spec import ModelSpec, Tensors
 
 FORMAT = 1
+FILES = "preprocess"
 Report = TypeVar("Report", bound=msgspec.Struct)
 
 
@@ -44,7 +48,11 @@ class Golden(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):
-    """What the model is. `network` is what its task needs to build it again: names and numbers."""
+    """What the model is. `network` is what its maker needs to build it again: names and numbers.
+
+    `weights` is the file below the bundle that holds them, `files` those of preprocess/ with
+    their sha256. `original` is False where there is no network in PyTorch to compare with.
+    """
 
     spec: ModelSpec
     network: dict[str, Any]
@@ -52,6 +60,9 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     golden_sha256: str
     golden: tuple[GoldenSample, ...]
     versions: dict[str, str]
+    weights: str = "weights.safetensors"
+    files: dict[str, str] = {}
+    original: bool = True
     format: int = FORMAT
 
 
@@ -110,9 +121,19 @@ class Bundle:
         Raises:
             BundleError: the file is missing or is not the one the manifest was written for.
         """
-        path = self.root / "weights.safetensors"
+        path = self.root / self.manifest.weights
         self._hold(path, self.manifest.weights_sha256)
         return path
+
+    def files(self) -> dict[str, bytes]:
+        """What preprocessing needs besides numbers, by name.
+
+        Raises:
+            BundleError: one is missing or is not the one the manifest was written for.
+        """
+        for name, digest in self.manifest.files.items():
+            self._hold(self.root / FILES / name, digest)
+        return {name: (self.root / FILES / name).read_bytes() for name in self.manifest.files}
 
     def golden(self) -> Golden:
         """The golden samples.
@@ -234,6 +255,13 @@ def write_tensors(path: Path, tensors: Tensors) -> None:
     """Write arrays as a safetensors file, whole or not at all."""
     whole = {name: np.ascontiguousarray(array) for name, array in tensors.items()}
     write_atomic(path, safetensors.numpy.save(whole))
+
+
+def write_files(root: Path, files: Mapping[str, bytes]) -> dict[str, str]:
+    """Put what preprocessing needs into a bundle's folder; name -> sha256."""
+    for name, content in files.items():
+        write_atomic(root / FILES / name, content)
+    return {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
 
 
 def encode(record: msgspec.Struct) -> bytes:

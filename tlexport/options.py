@@ -38,6 +38,20 @@ def check(record: msgspec.Struct) -> None:
         )
 
 
+class DataOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """Where in a table the examples stand; a folder per class needs none of these."""
+
+    text_column: Annotated[
+        str | None, Meta(description="column of the texts in a table; default: text, sentence ...")
+    ] = None
+    label_column: Annotated[
+        str | None, Meta(description="column of the labels in a table; default: label, class ...")
+    ] = None
+
+    def __post_init__(self) -> None:
+        check(self)
+
+
 class TrainOptions(msgspec.Struct, frozen=True, kw_only=True):
     """How to fine-tune."""
 
@@ -86,7 +100,23 @@ class TrainOptions(msgspec.Struct, frozen=True, kw_only=True):
     golden: Annotated[
         int, Meta(description="held-out inputs kept in the bundle as golden samples", ge=1)
     ] = 32
+    pooling: Annotated[
+        Literal["auto", "mean", "cls", "last", "segments"],
+        Meta(
+            description="features of a sequence: mean, its first (cls) or last token, or the "
+            "means of five parts; auto: as the backbone was trained"
+        ),
+    ] = "auto"
+    max_length: Annotated[
+        int,
+        Meta(description="tokens of a text at most; 0: as many as the backbone takes, 512", ge=0),
+    ] = 0
+    max_seconds: Annotated[
+        float,
+        Meta(description="seconds of a clip at most; 0: the longest, as far as it goes", ge=0),
+    ] = 0
     force: Annotated[bool, Meta(description="replace an existing bundle")] = False
+    data: DataOptions = DataOptions()
 
     def __post_init__(self) -> None:
         check(self)
@@ -173,10 +203,14 @@ class EvaluateOptions(msgspec.Struct, frozen=True, kw_only=True):
     """Whom to ask about labelled examples."""
 
     runtime: Annotated[str, Meta(description="who answers, NAME@WHERE")] = "eager@cpu"
+    against: Annotated[
+        str, Meta(description="whom to compare with on the same examples, NAME@WHERE, or none")
+    ] = "eager@cpu"
     batch: Annotated[int, Meta(description="examples per question", ge=1)] = 8
     skip_broken: Annotated[
         bool, Meta(description="leave unreadable files out, naming and counting them")
     ] = False
+    data: DataOptions = DataOptions()
 
     def __post_init__(self) -> None:
         check(self)

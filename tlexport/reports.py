@@ -66,7 +66,8 @@ class ShapeParity(msgspec.Struct, frozen=True, kw_only=True):
     """One check of one output at one batch size, and the worst difference in it.
 
     `check` is one of: golden (the reference against the stored outputs), answers (the candidate
-    against the reference), distinct, alone, permuted, repeated (the candidate against itself).
+    against the reference), distinct, alone, permuted, repeated (the candidate against itself), or
+    a probe of the task, such as "length 1" (against the reference, and a golden row's own answer).
     `scale` is the largest |value| the reference gives, `max_rel` is max_abs / scale, the number
     held against the tolerance, and `worst_index` is (golden sample, element ...) of the largest
     difference. max_abs and max_rel are None where there was nothing to subtract.
@@ -196,8 +197,29 @@ class ClassScore(msgspec.Struct, frozen=True, kw_only=True):
     recall: float
 
 
+class Agreement(msgspec.Struct, frozen=True, kw_only=True):
+    """A runtime against another on the same examples.
+
+    `difference` is of the accuracies, the first less the second (95 % interval for paired
+    proportions); `changed` are decisions that are others, `right` and `wrong` those of them that
+    the change made right or wrong, `largest_change` is of any label's probability.
+    """
+
+    runtime: str
+    accuracy: float
+    difference: Interval
+    changed: int
+    right: int
+    wrong: int
+    largest_change: float
+
+
 class EvaluateReport(msgspec.Struct, frozen=True, kw_only=True):
-    """How well a runtime answers labelled examples; `confusion` is [true][predicted]."""
+    """How well a runtime answers labelled examples; `confusion` is [true][predicted].
+
+    `calibration_error` is the expected calibration error over 15 bins; `top5` is None for five
+    labels or fewer, `against` where there was nobody to compare with.
+    """
 
     runtime: str
     data: str
@@ -206,6 +228,9 @@ class EvaluateReport(msgspec.Struct, frozen=True, kw_only=True):
     macro_f1: float
     classes: tuple[ClassScore, ...]
     confusion: tuple[tuple[int, ...], ...]
+    calibration_error: float
+    top5: float | None
+    against: Agreement | None
     skipped: tuple[str, ...]
 
 

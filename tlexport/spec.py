@@ -112,6 +112,18 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):
             raise SpecError("one batch size", got=str(sizes), fix="pass as many rows to each input")
 
 
+class Probe(msgspec.Struct, frozen=True, kw_only=True):
+    """A question that `verify` asks besides the golden samples: of another length, padded ...
+
+    `inputs` are as the model takes them. Where `same_as` names rows of the golden samples, row
+    for row, the answers must be those, whatever the padding.
+    """
+
+    name: str
+    inputs: dict[str, np.ndarray]
+    same_as: tuple[int, ...] = ()
+
+
 def rows(tensors: Tensors, index: Any) -> dict[str, np.ndarray]:
     """The chosen rows of every tensor (any numpy index over the batch axis)."""
     return {name: array[index] for name, array in tensors.items()}

@@ -52,7 +52,9 @@ def batches(examples: list[Example]) -> list[list[Example]]:
 def epoch_by_epoch(data: Path, seed: int) -> float:
     """The plain loop; returns the best validation accuracy over the epochs."""
     examples = split(image_classification.read(data), fraction=0.2, seed=seed)
-    learner = image_classification.learner(BACKBONE, WEIGHTS, seed)
+    learner = image_classification.learner(
+        TrainOptions(backbone=BACKBONE, weights=WEIGHTS, seed=seed), None
+    )
     torch.manual_seed(seed)
     head = torch.nn.Sequential(  # standardised features, as tlexport fits them
         torch.nn.BatchNorm1d(learner.width, affine=False),
@@ -64,7 +66,7 @@ def epoch_by_epoch(data: Path, seed: int) -> float:
     best = 0.0
 
     def features(part: list[Example]) -> torch.Tensor:
-        pixels = image_classification.load([e.path for e in part], learner.preprocess).inputs
+        pixels = image_classification.load([e.source for e in part], learner.preprocess).inputs
         with torch.no_grad():
             return learner.extractor(torch.from_numpy(pixels["images"]))
 

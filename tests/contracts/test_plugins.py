@@ -141,14 +141,15 @@ def test_a_backbone_source_lists_builds_and_refuses(name: str) -> None:
 
 
 TASK = {
-    "read": ["root", "known"],
-    "load": ["paths", "preprocess"],
-    "learner": ["backbone", "weights", "seed"],
+    "read": ["root", "choice", "known"],
+    "load": ["sources", "preprocess", "files"],
+    "learner": ["options", "examples"],
     "spec": ["name", "labels", "learner"],
     "assemble": ["learner", "head"],
     "network": ["bundle"],
     "decide": ["spec", "outputs"],
-    "score": ["spec", "truth", "decisions"],
+    "scorer": ["spec"],
+    "probes": ["spec", "inputs", "most"],
 }
 
 

@@ -81,7 +81,7 @@ def test_broken_files_are_listed_or_skipped_and_named(digits_bundle, some):
 def test_nothing_but_broken_files_is_refused(digits_bundle, tmp_path):
     (tmp_path / "d" / "1").mkdir(parents=True)
     (tmp_path / "d" / "1" / "a.png").write_text("x")
-    with pytest.raises(DataError, match="at least one file that can be read"):
+    with pytest.raises(DataError, match="examples that can be read"):
         evaluate(digits_bundle, tmp_path / "d", EvaluateOptions(skip_broken=True))
 
 

@@ -8,13 +8,14 @@ from pathlib import Path
 import torch
 
 from tlexport.bundle import Bundle
+from tlexport.options import TrainOptions
 from tlexport.tasks import Example, Learner, image_classification
 from tlexport.training import finish
 
 
 def bundle_of(backbone: str, weights: str, photos: Sequence[Path], folder: Path) -> Bundle:
     """The bundle of `backbone` with a random head, and `photos` as its golden samples."""
-    learner = image_classification.learner(backbone, weights, seed=0)
+    learner = image_classification.learner(TrainOptions(backbone=backbone, weights=weights), None)
     model = finish.Model(
         task=image_classification,
         spec=image_classification.spec(backbone.split("/")[1], ("no", "yes"), learner),
@@ -22,7 +23,7 @@ def bundle_of(backbone: str, weights: str, photos: Sequence[Path], folder: Path)
         network=image_classification.assemble(learner, _head(learner, photos)),
     )
     examples = [
-        Example(path=path, label=row % 2, digest=path.name) for row, path in enumerate(photos)
+        Example(source=path, label=row % 2, digest=path.name) for row, path in enumerate(photos)
     ]
     folder.mkdir(parents=True)
     return finish.write(folder, model, examples)

@@ -25,17 +25,17 @@ def make(root: Path, *files: str) -> Path:
 
 
 def read(root: Path, known: tuple[str, ...] = ()):
-    return _class_folders.read(root, SUFFIXES, "images", known)
+    return _class_folders.read(root, _class_folders.Kind(suffixes=SUFFIXES, name="images"), known)
 
 
 def names(examples) -> list[str]:
-    return [example.path.name for example in examples]
+    return [example.source.name for example in examples]
 
 
 def test_a_folder_per_class_sorted(tmp_path):
     found = read(make(tmp_path, "dog/2.png", "cat/1.png", "dog/1.JPG", "cat/deep/er/3.png"))
     assert found.labels == ("cat", "dog")
-    assert [(e.path.name, e.label) for e in found.train] == [
+    assert [(e.source.name, e.label) for e in found.train] == [
         ("1.png", 0),
         ("3.png", 0),
         ("1.JPG", 1),
@@ -52,7 +52,7 @@ def test_train_and_val_above_the_classes(tmp_path, val):
     found = read(tmp_path)
     assert found.labels == ("a", "b")
     assert names(found.train) == ["1.png", "2.png"]
-    assert [(e.path.name, e.label) for e in found.val] == [("3.png", 1)]
+    assert [(e.source.name, e.label) for e in found.val] == [("3.png", 1)]
     assert found.notes == ("left alone: test",)
 
 
@@ -137,7 +137,7 @@ def test_links_to_files_and_folders_are_followed_and_a_circle_ends(tmp_path):
     (tmp_path / "data" / "b" / "sub").symlink_to(tmp_path / "elsewhere" / "more")
     (tmp_path / "data" / "b" / "circle").symlink_to(tmp_path / "data" / "b")
     found = read(tmp_path / "data")
-    assert [(e.path.name, e.label) for e in found.train] == [
+    assert [(e.source.name, e.label) for e in found.train] == [
         ("1.png", 0),
         ("2.png", 0),
         ("3.png", 1),
@@ -174,7 +174,7 @@ def test_with_known_labels_some_of_the_folders_are_enough(tmp_path):
     make(tmp_path, "dog/1.png", "cat/2.png")
     found = read(tmp_path, ("ant", "cat", "dog"))
     assert found.labels == ("ant", "cat", "dog")
-    assert [(e.path.name, e.label) for e in found.train] == [("2.png", 1), ("1.png", 2)]
+    assert [(e.source.name, e.label) for e in found.train] == [("2.png", 1), ("1.png", 2)]
 
 
 def test_with_known_labels_val_is_read_and_train_is_not(tmp_path):
@@ -223,7 +223,7 @@ def test_a_file_that_cannot_be_read_is_kept_to_be_told_of(locked):
     else:
         (locked / "b" / "sub").chmod(0o755)
     found = read(locked)
-    assert [e.path.name for e in found.train if e.digest.startswith("unreadable:")] == ["4.png"]
+    assert [e.source.name for e in found.train if e.digest.startswith("unreadable:")] == ["4.png"]
 
 
 def test_twenty_thousand_files_take_seconds(tmp_path):

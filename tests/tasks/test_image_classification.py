@@ -15,9 +15,10 @@ from torchvision.transforms import v2
 
 from tlexport.bundle import Bundle
 from tlexport.errors import BundleError, DataError, OptionError
+from tlexport.options import TrainOptions
 from tlexport.preprocess import image
 from tlexport.spec import ModelSpec, TensorSpec
-from tlexport.tasks import Example
+from tlexport.tasks import Decisions, Example
 from tlexport.tasks import image_classification as task
 from tlexport.tasks.image_classification import Pixels
 from tlexport.training import finish
@@ -80,7 +81,7 @@ def test_pixels_keep_the_channels_in_their_places():
 
 
 def test_the_network_of_a_bundle_is_the_one_that_was_assembled(digits, tmp_path):
-    learner = task.learner("timm/lcnet_035", "random", seed=3)
+    learner = task.learner(TrainOptions(backbone="timm/lcnet_035", weights="random", seed=3), None)
     torch.manual_seed(0)
     head = torch.nn.Linear(learner.width, 10)
     assembled = task.assemble(learner, head)
@@ -106,8 +107,11 @@ def test_the_network_of_a_bundle_is_the_one_that_was_assembled(digits, tmp_path)
 
 
 def test_a_learner_is_frozen_in_eval_mode_and_reproducible():
-    first, second = (task.learner("timm/lcnet_035", "random", seed=5) for _ in range(2))
-    other = task.learner("timm/lcnet_035", "random", seed=6)
+    first, second = (
+        task.learner(TrainOptions(backbone="timm/lcnet_035", weights="random", seed=5), None)
+        for _ in range(2)
+    )
+    other = task.learner(TrainOptions(backbone="timm/lcnet_035", weights="random", seed=6), None)
     assert not first.extractor.training
     assert not any(p.requires_grad for p in first.extractor.parameters())
     states = [learner.extractor.state_dict() for learner in (first, second, other)]
@@ -120,7 +124,7 @@ def test_building_a_learner_leaves_the_callers_random_state_alone():
     torch.manual_seed(11)
     wanted = torch.rand(3)
     torch.manual_seed(11)
-    task.learner("timm/lcnet_035", "random", seed=5)
+    task.learner(TrainOptions(backbone="timm/lcnet_035", weights="random", seed=5), None)
     assert torch.equal(torch.rand(3), wanted)
 
 
@@ -135,7 +139,7 @@ def test_building_a_learner_leaves_the_callers_random_state_alone():
 )
 def test_a_backbone_is_written_source_and_name(backbone, expected, got):
     with pytest.raises(OptionError, match=expected) as caught:
-        task.learner(backbone, "random", 0)
+        task.learner(TrainOptions(backbone=backbone, weights="random", seed=0), None)
     assert any(part in caught.value.got for part in got.split("|"))
 
 
@@ -144,7 +148,7 @@ def test_a_network_without_one_row_of_features_per_image_is_refused(monkeypatch)
 
     build = source.build
 
-    def with_maps(name: str):
+    def with_maps(name: str, recipe=None):
         def behead(module: torch.nn.Module) -> None:
             module.forward = module.forward_features
 
@@ -152,7 +156,7 @@ def test_a_network_without_one_row_of_features_per_image_is_refused(monkeypatch)
 
     monkeypatch.setattr(source, "build", with_maps)
     with pytest.raises(OptionError, match="one row of features per image") as caught:
-        task.learner("timm/lcnet_035", "random", 0)
+        task.learner(TrainOptions(backbone="timm/lcnet_035", weights="random", seed=0), None)
     assert "timm/lcnet_035 gives [1, " in caught.value.got
 
 
@@ -204,7 +208,10 @@ def test_huge_logits_do_not_overflow_and_equal_ones_keep_the_labels_order():
 def test_scores_are_those_of_scikit_learn(answers):
     logits, truth = answers
     decided = task.decide(SPEC, {"logits": logits})
-    scores = task.score(SPEC, truth, decided)
+    scorer = task.scorer(SPEC)
+    for part in np.array_split(np.arange(len(truth)), 3):  # batches of any size
+        scorer.update(truth[part], Decisions(decided.order[part], decided.probabilities[part]))
+    scores = scorer.scores()
     predicted = decided.order[:, 0]
     present = sorted(set(truth) | set(predicted))
     options = {"labels": range(4), "zero_division": 0.0}
@@ -230,14 +237,14 @@ def test_real_names_of_files_are_not_read_as_options(digits, tmp_path):
 
 @pytest.mark.parametrize("change", [{"backbone": "timm/test_resnet"}, {"features": 7}, None])
 def test_a_bundle_whose_network_is_not_of_its_weights_is_refused(digits, tmp_path, change):
-    learner = task.learner("timm/test_vit", "random", 0)
+    learner = task.learner(TrainOptions(backbone="timm/test_vit", weights="random", seed=0), None)
     model = finish.Model(
         task=task,
         spec=task.spec("b", ("a", "b"), learner),
         learner=learner,
         network=task.assemble(learner, torch.nn.Linear(learner.width, 2)),
     )
-    golden = [Example(path=digits / "0" / "0000.png", label=0, digest="")]
+    golden = [Example(source=digits / "0" / "0000.png", label=0, digest="")]
     bundle = finish.write(tmp_path, model, golden)
     manifest = json.loads((tmp_path / "bundle.json").read_text())
     manifest["network"] = manifest["network"] | change if change else {}

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 
+from tlexport.options import TrainOptions
 from tlexport.progress import silent
 from tlexport.tasks import Example, Learner, image_classification
 from tlexport.training import features
@@ -75,7 +76,7 @@ def test_row_i_is_of_example_i(scans, tmp_path):
     assert found.values.dtype == np.float32
     assert found.broken == {}
     for row in (0, 17, 299):
-        pixels = image_classification.load([shuffled[row].path], NUMBERS).inputs["images"][0]
+        pixels = image_classification.load([shuffled[row].source], NUMBERS).inputs["images"][0]
         assert np.allclose(found.values[row], pixels.mean((0, 1)), atol=1e-3)
 
 
@@ -118,9 +119,9 @@ def test_other_weights_or_preprocessing_are_computed_anew(scans, tmp_path, other
 def test_a_changed_file_is_noticed(scans, tmp_path):
     few = scans[:16]
     compute(few, extraction(tmp_path), silent)
-    same = [*few[:3], Example(path=few[3].path, label=7, digest=few[3].digest), *few[4:]]
+    same = [*few[:3], Example(source=few[3].source, label=7, digest=few[3].digest), *few[4:]]
     assert compute(same, extraction(tmp_path), silent).reused == 16
-    other = [*few[:3], Example(path=few[3].path, label=0, digest="another"), *few[4:]]
+    other = [*few[:3], Example(source=few[3].source, label=0, digest="another"), *few[4:]]
     assert compute(other, extraction(tmp_path), silent).reused == 0
 
 
@@ -135,7 +136,7 @@ def test_broken_files_are_remembered_with_their_reasons(scans, tmp_path, small_s
     for number, text in enumerate(("no image\0at all", "")):
         paths.append(tmp_path / f"{number}.png")
         paths[-1].write_text(text)
-    broken = [Example(path=path, label=0, digest=path.name) for path in paths]
+    broken = [Example(source=path, label=0, digest=path.name) for path in paths]
     mixed = [scans[0], broken[0], *scans[1:50], broken[1], *scans[50:60]]
     first = compute(mixed, extraction(tmp_path / "c"), silent)
     again = compute(mixed, extraction(tmp_path / "c"), silent)
@@ -187,7 +188,7 @@ def test_a_run_killed_in_the_middle_resumes_where_it_stopped(scans, tmp_path, sm
                 os.kill(os.getpid(), signal.SIGKILL)
         t.compute(scans, t.extraction(t.Path(sys.argv[3])), tell)
     """
-    root = str(scans[0].path.parents[1])
+    root = str(scans[0].source.parents[1])
     command = [sys.executable, "-c", textwrap.dedent(code)]
     ran = subprocess.run(
         [*command, str(Path(__file__).parent), root, str(tmp_path)],
@@ -225,7 +226,9 @@ def test_the_digest_of_a_state_holds_names_types_shapes_and_values():
 
 @pytest.mark.parametrize("memory", [torch.contiguous_format, torch.channels_last])
 def test_real_features_do_not_depend_on_the_batch_they_were_computed_in(scans, tmp_path, memory):
-    learner = image_classification.learner("timm/lcnet_035", "random", 0)
+    learner = image_classification.learner(
+        TrainOptions(backbone="timm/lcnet_035", weights="random"), None
+    )
     learner.extractor.to(memory_format=memory)
     whole = Extraction(task=image_classification, learner=learner, cache=tmp_path / "a", batch=8)
     single = dataclasses.replace(whole, cache=tmp_path / "b", batch=1)

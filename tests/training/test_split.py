@@ -15,7 +15,7 @@ from tlexport.training.split import split
 def examples(counts: dict[str, int], copies: int = 1) -> Examples:
     """`counts` different files per class, each `copies` times."""
     train = tuple(
-        Example(path=Path(f"{label}/{n}-{c}.png"), label=number, digest=f"{label}{n}")
+        Example(source=Path(f"{label}/{n}-{c}.png"), label=number, digest=f"{label}{n}")
         for number, (label, count) in enumerate(counts.items())
         for n in range(count)
         for c in range(copies)
@@ -66,7 +66,7 @@ def test_copies_of_a_file_stay_together(seed):
 
 def test_one_content_in_two_classes_is_not_in_both_parts_and_is_noted():
     twice = [
-        Example(path=Path(f"{label}/same.png"), label=number, digest="same")
+        Example(source=Path(f"{label}/same.png"), label=number, digest="same")
         for number, label in enumerate("ab")
     ]
     plain = examples({"a": 5, "b": 5})
@@ -102,7 +102,7 @@ def test_the_users_own_split_is_kept():
 def test_copies_of_val_are_dropped_from_train_with_a_note():
     train = examples({"a": 5, "b": 5}).train
     val = tuple(
-        Example(path=Path("val") / e.path, label=e.label, digest=e.digest) for e in train[:2]
+        Example(source=Path("val") / e.source, label=e.label, digest=e.digest) for e in train[:2]
     )
     parts = split(Examples(labels=("a", "b"), train=train, val=val, notes=()), fraction=0.2, seed=0)
     assert parts.val == val

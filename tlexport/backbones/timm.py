@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any, cast
 
 import timm
@@ -21,7 +22,7 @@ def names() -> list[str]:
     return cast(list[str], timm.list_models())
 
 
-def build(name: str) -> Pretrained:
+def build(name: str, recipe: Mapping[str, Any] | None = None) -> Pretrained:
     """The network `name` with start weights, and its configuration's evaluation preprocessing.
 
     Raises:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -22,7 +23,7 @@ def names() -> list[str]:
     return sorted(models.list_models(module=models))
 
 
-def build(name: str) -> Pretrained:
+def build(name: str, recipe: Mapping[str, Any] | None = None) -> Pretrained:
     """The network `name` with start weights, and its default weights' preprocessing.
 
     Raises:

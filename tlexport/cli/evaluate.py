@@ -8,18 +8,19 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from tlexport.cli._flags import as_json, flags, record
-from tlexport.options import EvaluateOptions, RuntimeOptions
+from tlexport.options import DataOptions, EvaluateOptions, RuntimeOptions
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from tlexport.reports import EvaluateReport
+    from tlexport.reports import Agreement, EvaluateReport
 
 
 @click.command()
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.argument("data", type=click.Path(path_type=Path))
-@flags(EvaluateOptions)
+@flags(EvaluateOptions, but=("data",))
+@flags(DataOptions)
 @flags(RuntimeOptions)
 @as_json
 def command(bundle: Path, data: Path, as_json: bool, **values: Any) -> None:
@@ -34,10 +35,21 @@ def command(bundle: Path, data: Path, as_json: bool, **values: Any) -> None:
     from tlexport.cli import _terminal
     from tlexport.stages.evaluate import evaluate
 
-    options, runtime = record(EvaluateOptions, values), record(RuntimeOptions, values)
+    options = record(EvaluateOptions, values, data=record(DataOptions, values))
+    runtime = record(RuntimeOptions, values)
     with _terminal.progress() as progress:
         report = evaluate(bundle, data, options, runtime, progress=progress)
     _terminal.show(report, as_json, draw)
+
+
+def _draw_against(against: Agreement, console: Console) -> None:
+    gap = against.difference
+    console.print(
+        f"against {against.runtime} (accuracy {against.accuracy:.3f}): {gap.value:+.4f} "
+        f"({gap.low:+.4f} .. {gap.high:+.4f}), {against.changed} decisions changed "
+        f"({against.right} to right, {against.wrong} to wrong), probabilities by at most "
+        f"{against.largest_change:.2g}"
+    )
 
 
 def draw(report: EvaluateReport, console: Console) -> None:
@@ -51,6 +63,10 @@ def draw(report: EvaluateReport, console: Console) -> None:
         f"{accuracy.high:.3f}), macro F1 {report.macro_f1:.3f}, on {report.examples} examples, "
         f"{report.runtime}"
     )
+    top5 = "" if report.top5 is None else f", top-5 accuracy {report.top5:.3f}"
+    console.print(f"expected calibration error {report.calibration_error:.3f}{top5}")
+    if report.against is not None:
+        _draw_against(report.against, console)
     table = Table("class", "examples", "precision", "recall", "mostly taken for")
     labels = [score.label for score in report.classes]
     for number, score in enumerate(report.classes):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from tlexport.cli._flags import as_json, flags, record
-from tlexport.options import RunOptions, TrainOptions
+from tlexport.options import DataOptions, RunOptions, TrainOptions
 
 if TYPE_CHECKING:
     import msgspec
@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     "-o", "--output", type=click.Path(path_type=Path), required=True, help="The bundle to write."
 )
 @flags(RunOptions, but=("training",))
-@flags(TrainOptions)
+@flags(TrainOptions, but=("data",))
+@flags(DataOptions)
 @as_json
 def command(data: Path, output: Path, as_json: bool, **values: Any) -> None:
     """Do the whole job on DATA: train, export, verify, package, serve, bench.
@@ -42,7 +43,8 @@ def command(data: Path, output: Path, as_json: bool, **values: Any) -> None:
     from tlexport.pipeline import run
 
     console = _terminal.out()
-    options = record(RunOptions, values, training=record(TrainOptions, values))
+    training = record(TrainOptions, values, data=record(DataOptions, values))
+    options = record(RunOptions, values, training=training)
     with _terminal.progress() as progress:
 
         def tell(report: msgspec.Struct) -> None:

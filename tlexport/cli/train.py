@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from tlexport.cli._flags import as_json, flags, record
-from tlexport.options import TrainOptions
+from tlexport.options import DataOptions, TrainOptions
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 @click.option(
     "-o", "--output", type=click.Path(path_type=Path), required=True, help="The bundle to write."
 )
-@flags(TrainOptions)
+@flags(TrainOptions, but=("data",))
+@flags(DataOptions)
 @as_json
 def command(data: Path, output: Path, as_json: bool, **values: Any) -> None:
     """Fine-tune a pre-trained network on DATA and write a bundle.
@@ -37,8 +38,9 @@ def command(data: Path, output: Path, as_json: bool, **values: Any) -> None:
     from tlexport.cli import _terminal
     from tlexport.stages.train import train
 
+    options = record(TrainOptions, values, data=record(DataOptions, values))
     with _terminal.progress() as progress:
-        report = train(data, output, record(TrainOptions, values), progress=progress)
+        report = train(data, output, options, progress=progress)
     _terminal.show(report, as_json, draw)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from tlexport import plugins
+from tlexport import networks
 from tlexport.bundle import Bundle
 from tlexport.environment import cores
 from tlexport.errors import MissingDependency, OptionError, SpecError
@@ -19,7 +19,7 @@ from tlexport.spec import Tensors
 
 
 class Eager:
-    """The network as its task builds it from the bundle's weights.
+    """The network as its task or importer builds it from the bundle's weights.
 
     At most `instances` forward passes run at a time, each with its share of the threads: the
     thread budget is the one that every other runtime gets.
@@ -40,8 +40,7 @@ class Eager:
             "weights_sha256": bundle.manifest.weights_sha256,
         }
         self._threads_before = torch.get_num_threads()
-        task = plugins.load("tasks", bundle.spec.task)
-        self._network: torch.nn.Module | None = task.network(bundle).eval().to(self._device)
+        self._network: torch.nn.Module | None = networks.network(bundle).to(self._device)
 
     def __call__(self, inputs: Tensors) -> dict[str, np.ndarray]:
         """Answer: rows in, rows out, in order.

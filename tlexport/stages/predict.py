@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 
@@ -48,17 +48,25 @@ def predict(
     answering = connect(name, bundle, runtime)
     try:
         task = plugins.load("tasks", answering.spec.task)
+        needed = bundle.files() if bundle is not None else {}
         predictions: list[Prediction] = []
         for at in range(0, len(paths), options.batch):
-            predictions += _ask(answering, task, paths[at : at + options.batch], options.top)
+            predictions += _ask(
+                answering, task, (paths[at : at + options.batch], needed), options.top
+            )
     finally:
         answering.close()
     return PredictReport(runtime=name, predictions=tuple(predictions))
 
 
-def _ask(answering: Runtime, task: ModuleType, paths: Sequence[Path], top: int) -> list[Prediction]:
+Asked = tuple[Sequence[Path], Mapping[str, bytes]]
+"""Raw inputs, and the files that reading them needs."""
+
+
+def _ask(answering: Runtime, task: ModuleType, asked: Asked, top: int) -> list[Prediction]:
     spec = answering.spec
-    loaded = task.load(paths, spec.preprocess)
+    paths, files = asked
+    loaded = task.load(paths, spec.preprocess, files)
     found = {
         row: Prediction(source=text_of(paths[row]), labels=(), probabilities=(), error=why)
         for row, why in loaded.broken.items()

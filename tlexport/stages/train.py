@@ -46,8 +46,9 @@ def train(
     refuse_existing(output, force=options.force)
     refuse_inside(output, Path(data))
     task = plugins.load("tasks", options.task)
-    examples = split(task.read(Path(data)), fraction=options.val_fraction, seed=options.seed)
-    learner = task.learner(options.backbone, options.weights, options.seed)
+    read = task.read(Path(data), options.data)
+    examples = split(read, fraction=options.val_fraction, seed=options.seed)
+    learner = task.learner(options, examples)
     extraction = features.Extraction(
         task=task, learner=learner, cache=cache_folder() / "features", batch=options.batch
     )
@@ -73,8 +74,8 @@ def train(
         ),
         best=best.report,
         trials=trials,
-        skipped=tuple(f"{text_of(whole[row].path)}: {why}" for row, why in found.broken.items()),
-        notes=examples.notes,
+        skipped=tuple(f"{text_of(whole[row].source)}: {why}" for row, why in found.broken.items()),
+        notes=(*examples.notes, *learner.notes),
         features_reused=found.reused,
         features_s=features_s,
         head_s=time.perf_counter() - start,
@@ -147,7 +148,9 @@ def _kept(
     kept = np.ones(len(examples), dtype=bool)
     kept[list(found.broken)] = False
     if found.broken and not skip_broken:
-        lines = [f"{examples[row].path}: {why}" for row, why in list(found.broken.items())[:LISTED]]
+        lines = [
+            f"{examples[row].source}: {why}" for row, why in list(found.broken.items())[:LISTED]
+        ]
         more = len(found.broken) - len(lines)
         raise DataError(
             "files that can be read",
@@ -161,7 +164,7 @@ def _kept(
         raise DataError(
             "finite features from the backbone",
             got=f"NaN or infinity for {int(wild.sum())} files, such as "
-            f"{examples[int(wild.argmax())].path}",
+            f"{examples[int(wild.argmax())].source}",
             fix="the weights are damaged or of another network: check --weights",
         )
     return kept
@@ -197,9 +200,9 @@ def _hold_apart(values: np.ndarray) -> None:
     spread = float(np.sqrt(values.var(axis=0, dtype=np.float64).mean()))
     if spread <= LEAST_SPREAD * size:
         raise DataError(
-            "features that differ from image to image",
+            "features that differ from example to example",
             got=f"they vary by {spread / size if size else 0:.1g} of their size, as rounding does",
-            fix="untrained or damaged weights are the usual cause, or images that are all alike: "
+            fix="untrained or damaged weights are the usual cause, or inputs that are all alike: "
             "check --weights and the data",
         )
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
+from tlexport import plugins
 from tlexport.bundle import Artifact, Bundle, Golden
 from tlexport.environment import environment
 from tlexport.errors import BundleError, SpecError, TlexportError
@@ -16,7 +18,7 @@ from tlexport.options import RuntimeOptions, VerifyOptions
 from tlexport.progress import Progress, silent
 from tlexport.reports import LabelFlip, ParityReport, ShapeParity
 from tlexport.runtimes import Runtime, connect
-from tlexport.spec import ModelSpec, Tensors, rows
+from tlexport.spec import ModelSpec, Probe, Tensors, rows
 
 logger = logging.getLogger(__name__)
 
@@ -34,8 +36,9 @@ def verify(
     """Ask both runtimes the golden samples and judge what the candidate answers.
 
     The candidate must answer as the reference does, each sample alone and in batches of 2, 7 and
-    `max_batch`; a row in a batch as alone; a permuted batch permuted; twice the same; and the
-    reference must still answer what the bundle's golden outputs hold. Every difference may be
+    `max_batch`; a row in a batch as alone; a permuted batch permuted; twice the same; the probes
+    of the task (other lengths, padding on either side); and the reference must still answer what
+    the bundle's golden outputs hold. Every difference may be
     `tolerance` x the largest |value| the reference gives in that output; NaN and infinity fail.
 
     Where the reference was built from the bundle's weights and the candidate ran the artifact's
@@ -56,7 +59,10 @@ def verify(
     with contextlib.ExitStack() as stack:
         reference = connect(options.reference, home, runtime)
         stack.callback(reference.close)
-        inquiry = _Inquiry(home.spec, golden, options, progress)
+        stored = options.reference.startswith("golden@")  # answers nothing else, and needs no torch
+        task = None if stored else plugins.load("tasks", home.spec.task)
+        probes = task.probes(home.spec, golden.inputs, options.max_batch) if task else []
+        inquiry = _Inquiry(home.spec, golden, probes, options, progress)
         kind = f"parity-{artifact.name}-{options.candidate.partition('@')[0]}"
         try:
             candidate = connect(options.candidate, home, runtime)
@@ -112,13 +118,19 @@ class _Inquiry:
     """The questions, and what was found so far: `checks` and `flips`."""
 
     def __init__(
-        self, spec: ModelSpec, golden: Golden, options: VerifyOptions, progress: Progress
+        self,
+        spec: ModelSpec,
+        golden: Golden,
+        probes: Sequence[Probe],
+        options: VerifyOptions,
+        progress: Progress,
     ) -> None:
         self.checks: list[ShapeParity] = []
         self.flips: dict[tuple[str, int, int], LabelFlip] = {}
         self.samples = len(golden.samples)
         self._spec = spec
         self._golden = golden
+        self._probes = probes
         self._tolerance = options.tolerance
         self._scales = {name: scale_of(array) for name, array in golden.outputs.items()}
         self._sizes = sorted({s for s in (*SIZES, options.max_batch) if s <= options.max_batch})
@@ -146,6 +158,8 @@ class _Inquiry:
             if size > 1:
                 self._batch(reference, candidate, picked, alone)
         self._largest(candidate, picked)
+        for probe in self._probes:
+            self._probe(reference, candidate, probe, alone)
 
     def refused(self, check: str, size: int, error: TlexportError) -> None:
         """Note that the candidate gave no usable answer."""
@@ -193,6 +207,22 @@ class _Inquiry:
             self._compare("permuted", len(picked), turned, (flipped, permuted))
         self._compare("repeated", len(picked), picked, (first, again))
 
+    def _probe(
+        self, reference: Runtime, candidate: Runtime, probe: Probe, alone: Tensors | None
+    ) -> None:
+        """A task's own question against the reference's answer, and a golden row's own."""
+        size = len(next(iter(probe.inputs.values())))
+        want = self._answer(reference, probe.inputs, size)
+        try:
+            got = self._answer(candidate, probe.inputs, size)
+        except TlexportError as error:
+            self.refused(probe.name, size, error)
+            return
+        asked = np.array(probe.same_as or range(size))
+        self._compare(probe.name, size, asked, (want, got))
+        if probe.same_as and alone is not None:
+            self._compare(probe.name, size, asked, (rows(alone, asked), got))
+
     def _one_by_one(self, runtime: Runtime) -> dict[str, np.ndarray]:
         """Answers to all golden samples, each asked alone."""
         answers = [self._asked(runtime, np.array([i])) for i in range(self.samples)]
@@ -210,8 +240,12 @@ class _Inquiry:
 
     def _asked(self, runtime: Runtime, picked: np.ndarray) -> dict[str, np.ndarray]:
         """Answers to the picked golden samples in one request: all outputs, a row for each."""
+        return self._answer(runtime, rows(self._golden.inputs, picked), len(picked))
+
+    def _answer(self, runtime: Runtime, inputs: Tensors, size: int) -> dict[str, np.ndarray]:
+        """Answers to one request: all outputs, a row for each of its rows."""
         try:
-            answer = runtime(rows(self._golden.inputs, picked))
+            answer = runtime(inputs)
         except TlexportError:
             raise
         except Exception as error:  # a runtime of somebody's own may raise anything
@@ -221,7 +255,8 @@ class _Inquiry:
                 fix="have the runtime translate it: its author knows what to do about it",
             ) from error
         self._done += 1
-        total = 2 * self.samples + 2 * sum(size > 1 for size in self._sizes) + 3
+        batches = sum(size > 1 for size in self._sizes)
+        total = 2 * (self.samples + batches + len(self._probes)) + 3
         self._progress("verify", self._done, total)
         declared = sorted(spec.name for spec in self._spec.outputs)
         if sorted(answer) != declared:
@@ -231,10 +266,10 @@ class _Inquiry:
                 fix="export or serve the model of this bundle",
             )
         for name, array in answer.items():
-            if not array.ndim or len(array) != len(picked):
+            if not array.ndim or len(array) != size:
                 raise SpecError(
-                    f"{name!r} with {len(picked)} rows from {runtime.name}",
-                    got=f"shape {list(array.shape)} for golden samples {picked.tolist()}",
+                    f"{name!r} with {size} rows from {runtime.name}",
+                    got=f"shape {list(array.shape)}",
                     fix="export with a dynamic batch axis that every output carries",
                 )
         return dict(answer)
@@ -276,7 +311,7 @@ class _Inquiry:
             "alone": "a row answers otherwise in a batch than alone",
             "permuted": "a permuted batch is not answered in the permuted order",
             "repeated": "the same question is answered otherwise the second time",
-        }[check]
+        }.get(check, f"not the same answer for {check}")
         where = ""
         if found.worst_index:
             row, *element = found.worst_index

@@ -15,7 +15,7 @@ import onnx
 import onnx.version_converter
 import torch
 
-from tlexport import plugins
+from tlexport import networks
 from tlexport.bundle import Artifact, Bundle, digest_of
 from tlexport.environment import versions
 from tlexport.errors import ExportError
@@ -81,7 +81,7 @@ def opset_of(model: onnx.ModelProto) -> int:
 
 
 def _traced(bundle: Bundle, wanted: Release | None) -> onnx.ModelProto:
-    network = plugins.load("tasks", bundle.spec.task).network(bundle)
+    network = networks.network(bundle)
     golden = bundle.golden().inputs
     samples = tuple(torch.from_numpy(golden[i.name][[0, -1]]) for i in bundle.spec.inputs)
     axes = {axis for spec in bundle.spec.inputs for axis in spec.shape if isinstance(axis, str)}

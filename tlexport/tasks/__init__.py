@@ -2,51 +2,72 @@
 
 A file of this folder offers
 
-    read(root, known=()) -> Examples                     the user's labelled examples
-    load(paths, preprocess) -> Loaded                    raw files to arrays, broken ones told apart
-    learner(backbone, weights, seed) -> Learner          a frozen network and its preprocessing
+    read(root, choice, known=()) -> Examples             the user's labelled examples
+    load(sources, preprocess, files) -> Loaded           inputs to arrays, broken ones told
+    learner(options, examples) -> Learner                a frozen network and its preprocessing
     spec(name, labels, learner) -> ModelSpec             what the finished model takes and answers
     assemble(learner, head) -> torch.nn.Module           extractor and head as one network
     network(bundle) -> torch.nn.Module                   the same, built again from a bundle
+    probes(spec, inputs, most) -> list[Probe]            questions of other sizes for `verify`
     decide(spec, outputs) -> Decisions                   what the outputs say of each row
-    score(spec, truth, decisions) -> Scores              how often that is right
+    scorer(spec) -> Scorer                               how often that is right
 
 The network takes the tensors of `spec.inputs` in order and answers those of `spec.outputs`.
+`preprocess` are numbers, and `files` what else preprocessing needs (a tokenizer), by name.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
 
 import msgspec
 import numpy as np
 import torch
 
 
-class Example(msgspec.Struct, frozen=True, kw_only=True):
-    """One labelled file: `label` counts into `Examples.labels`, `digest` is of its content."""
+class Source(Protocol):
+    """A raw input: a file (any `pathlib.Path`), or a row of a table. `str` tells the user which."""
 
-    path: Path
+    @property
+    def name(self) -> str:
+        """A file name for it, with the suffix of its format."""
+
+    def read_bytes(self) -> bytes:
+        """Its content as it came.
+
+        Raises:
+            OSError: it cannot be read.
+        """
+
+
+class Example(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """One labelled input: `label` counts into `Examples.labels`, `digest` is of its content.
+
+    `size` is what it will cost, in any unit: those of a size are asked together.
+    """
+
+    source: Any  # a Source; msgspec knows no protocols
     label: int
     digest: str
+    size: int = 0
 
 
 class Examples(msgspec.Struct, frozen=True, kw_only=True):
-    """Labelled files; `val` is empty where the user made no split. `notes` are for the user."""
+    """Labelled inputs; `val` is empty where the user made no split. `notes` are for the user."""
 
     labels: tuple[str, ...]
-    train: tuple[Example, ...]
-    val: tuple[Example, ...]
+    train: Sequence[Example]
+    val: Sequence[Example]
     notes: tuple[str, ...]
 
 
 @dataclasses.dataclass(frozen=True)
 class Loaded:
-    """Arrays of the files that could be read, row by row; `broken` maps positions to reasons.
+    """Arrays of the inputs that could be read, row by row; `broken` maps positions to reasons.
 
-    Broken positions have a row too (of zeros), so that rows and files stay aligned.
+    Broken positions have a row too (of zeros), so that rows and inputs stay aligned.
     """
 
     inputs: dict[str, np.ndarray]
@@ -58,7 +79,8 @@ class Learner:
     """A frozen network without its classifier.
 
     `extractor` takes the model's inputs and gives float32 [batch, width]; `network` is what
-    `network(bundle)` needs to build it again; `source` tells where the weights came from.
+    `network(bundle)` needs to build it again; `source` tells where the weights came from, `files`
+    go into the bundle for `load`, `notes` to the user.
     """
 
     extractor: torch.nn.Module
@@ -66,6 +88,8 @@ class Learner:
     network: dict[str, Any]
     preprocess: dict[str, Any]
     source: str
+    files: Mapping[str, bytes] = dataclasses.field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,10 +102,25 @@ class Decisions:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Scores:
-    """Metrics of decisions against the truth; the arrays count over labels."""
+    """Metrics of decisions against the truth; the arrays count over labels.
+
+    `calibration_error` is the expected calibration error, `top5` None for five labels or fewer.
+    """
 
     accuracy: float
     macro_f1: float
     precision: np.ndarray
     recall: np.ndarray
     confusion: np.ndarray
+    calibration_error: float
+    top5: float | None
+
+
+class Scorer(Protocol):
+    """Counts batch by batch, so that no answer need be kept."""
+
+    def update(self, truth: np.ndarray, decisions: Decisions) -> None:
+        """Count a batch; truth: int64 [batch]."""
+
+    def scores(self) -> Scores:
+        """Of all that was counted."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -11,11 +12,24 @@ from tlexport.errors import DataError
 from tlexport.files import is_file, is_there, sha256_of, text_of
 from tlexport.tasks import Example, Examples
 
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Kind:
+    """What a folder shall hold: `suffixes` in lower case, `name` as the user calls such files.
+
+    `cost` tells of a file what it will cost (see `Example.size`).
+    """
+
+    suffixes: Collection[str]
+    name: str
+    cost: Callable[[Path], int] = lambda path: 0
+
+
 VAL_NAMES = ("val", "valid", "validation")
 SHOWN = 5
 
 
-def read(root: Path, suffixes: Collection[str], kind: str, known: tuple[str, ...] = ()) -> Examples:
+def read(root: Path, kind: Kind, known: tuple[str, ...] = ()) -> Examples:
     """Find the labelled files below `root`: any depth below a class folder, hidden ones left out.
 
     With `known` labels the folders may be some of them, and `label` counts into `known`; of
@@ -29,18 +43,20 @@ def read(root: Path, suffixes: Collection[str], kind: str, known: tuple[str, ...
         raise DataError(f"a folder {str(root)!r} with a sub-folder per class", got=got, fix=LAYOUT)
     train_root, val_root, notes = _parts(root)
     if known:
-        return _of_known(val_root or train_root, suffixes, kind, known)
-    labels = _labels(train_root, kind, suffixes)
+        return _of_known(val_root or train_root, kind, known)
+    labels = _labels(train_root, kind)
     ignored: list[Path] = []
-    train = _examples(train_root, labels, suffixes, ignored)
-    _refuse_empty(train_root, labels, train, kind)
-    val = _val_examples(val_root, labels, suffixes, ignored) if val_root else []
+    train = _examples(train_root, labels, kind, ignored)
+    _refuse_empty(train_root, labels, train, kind.name)
+    val = _val_examples(val_root, labels, kind, ignored) if val_root else []
     if ignored:
-        notes.append(f"{len(ignored)} files are not {kind} by name and were left: {_some(ignored)}")
+        notes.append(
+            f"{len(ignored)} files are not {kind.name} by name and were left: {_some(ignored)}"
+        )
     return Examples(labels=labels, train=tuple(train), val=tuple(val), notes=tuple(notes))
 
 
-def _of_known(root: Path, suffixes: Collection[str], kind: str, known: tuple[str, ...]) -> Examples:
+def _of_known(root: Path, kind: Kind, known: tuple[str, ...]) -> Examples:
     names = [folder.name for folder in _folders(root)]
     strange = sorted(set(names) - set(known))
     if strange or not names:
@@ -50,9 +66,9 @@ def _of_known(root: Path, suffixes: Collection[str], kind: str, known: tuple[str
             fix="rename or remove the folders that the model has no label for",
         )
     ignored: list[Path] = []
-    found = _examples(root, known, suffixes, ignored)
+    found = _examples(root, known, kind, ignored)
     if not found:
-        raise DataError(f"{kind} in {str(root)!r}", got="none", fix=LAYOUT)
+        raise DataError(f"{kind.name} in {str(root)!r}", got="none", fix=LAYOUT)
     return Examples(labels=known, train=tuple(found), val=(), notes=())
 
 
@@ -83,14 +99,16 @@ def _folders(root: Path) -> list[Path]:
     return sorted(f for f in found if not f.name.startswith((".", "__MACOSX")))
 
 
-def _labels(root: Path, kind: str, suffixes: Collection[str]) -> tuple[str, ...]:
+def _labels(root: Path, kind: Kind) -> tuple[str, ...]:
     labels = tuple(folder.name for folder in _folders(root))
     if len(labels) < 2:
-        loose = sum(file.suffix.lower() in suffixes for file in root.iterdir() if file.is_file())
+        loose = sum(
+            file.suffix.lower() in kind.suffixes for file in root.iterdir() if file.is_file()
+        )
         found = f"the one class {labels[0]!r}" if labels else "no class folders"
         raise DataError(
             f"at least two class folders in {str(root)!r}",
-            got=found + (f", and {loose} {kind} beside them" if loose else ""),
+            got=found + (f", and {loose} {kind.name} beside them" if loose else ""),
             fix=LAYOUT,
         )
     odd = [label for label in labels if not label.isprintable()]
@@ -104,20 +122,21 @@ def _labels(root: Path, kind: str, suffixes: Collection[str]) -> tuple[str, ...]
 
 
 def _examples(
-    root: Path, labels: tuple[str, ...], suffixes: Collection[str], ignored: list[Path]
+    root: Path, labels: tuple[str, ...], kind: Kind, ignored: list[Path]
 ) -> list[Example]:
     files: list[tuple[Path, int]] = []
     for number, label in enumerate(labels):
         for path in _below(root / label):
-            if path.suffix.lower() in suffixes:
+            if path.suffix.lower() in kind.suffixes:
                 files.append((path, number))
             else:
                 ignored.append(path)
     with ThreadPoolExecutor() as pool:
         digests = list(pool.map(_digest, (path for path, _ in files)))
+        sizes = list(pool.map(kind.cost, (path for path, _ in files)))
     return [
-        Example(path=path, label=label, digest=digest)
-        for (path, label), digest in zip(files, digests, strict=True)
+        Example(source=path, label=label, digest=digest, size=size)
+        for (path, label), digest, size in zip(files, digests, sizes, strict=True)
     ]
 
 
@@ -153,7 +172,7 @@ def _digest(path: Path) -> str:
 
 
 def _val_examples(
-    root: Path, labels: tuple[str, ...], suffixes: Collection[str], ignored: list[Path]
+    root: Path, labels: tuple[str, ...], kind: Kind, ignored: list[Path]
 ) -> list[Example]:
     extra = sorted({folder.name for folder in _folders(root)} - set(labels))
     if extra:
@@ -162,7 +181,7 @@ def _val_examples(
             got=f"{', '.join(extra)} in {root.name}/ alone",
             fix="add them to train/ or take them out",
         )
-    found = _examples(root, labels, suffixes, ignored)
+    found = _examples(root, labels, kind, ignored)
     if not found:
         raise DataError(f"files in {str(root)!r}", got="none", fix="add some or remove the folder")
     return found

@@ -4,15 +4,23 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from torchmetrics.functional.classification import (
-    multiclass_confusion_matrix,
-    multiclass_f1_score,
-    multiclass_precision,
-    multiclass_recall,
+from torchmetrics import MetricCollection
+from torchmetrics.classification import (
+    MulticlassAccuracy,
+    MulticlassCalibrationError,
+    MulticlassConfusionMatrix,
+    MulticlassF1Score,
+    MulticlassPrecision,
+    MulticlassRecall,
 )
 
 from tlexport.spec import ModelSpec, Tensors
 from tlexport.tasks import Decisions, Scores
+
+TOP = 5
+BINS = 15
+"""Bins of the expected calibration error: as in Guo et al., On Calibration of Modern Neural
+Networks (2017)."""
 
 
 def decide(spec: ModelSpec, outputs: Tensors) -> Decisions:
@@ -24,14 +32,48 @@ def decide(spec: ModelSpec, outputs: Tensors) -> Decisions:
     return Decisions(order, np.take_along_axis(probabilities, order, axis=1))
 
 
-def score(spec: ModelSpec, truth: np.ndarray, decisions: Decisions) -> Scores:
-    """Metrics by torchmetrics; truth: int64 [examples]. Macro F1 is over the labels present."""
-    predicted = torch.from_numpy(decisions.order[:, 0].copy())
-    true, count = torch.from_numpy(truth), len(spec.labels)
-    return Scores(
-        accuracy=float((predicted == true).double().mean()),
-        macro_f1=float(multiclass_f1_score(predicted, true, count, average="macro")),
-        precision=multiclass_precision(predicted, true, count, average="none").numpy(),
-        recall=multiclass_recall(predicted, true, count, average="none").numpy(),
-        confusion=multiclass_confusion_matrix(predicted, true, count).numpy(),
-    )
+class ClassScorer:
+    """Metrics by torchmetrics, batch by batch; macro F1 is over the labels present."""
+
+    def __init__(self, labels: int) -> None:
+        self._labels = labels
+        self._metrics = MetricCollection(
+            {
+                "accuracy": MulticlassAccuracy(labels, average="micro"),
+                "macro_f1": MulticlassF1Score(labels, average="macro"),
+                "precision": MulticlassPrecision(labels, average="none"),
+                "recall": MulticlassRecall(labels, average="none"),
+                "confusion": MulticlassConfusionMatrix(labels),
+            }
+        )
+        self._calibration = MulticlassCalibrationError(labels, n_bins=BINS)
+        self._top = MulticlassAccuracy(labels, top_k=TOP, average="micro") if labels > TOP else None
+
+    def update(self, truth: np.ndarray, decisions: Decisions) -> None:
+        """Count a batch; truth: int64 [batch]."""
+        true = torch.from_numpy(truth)
+        self._metrics.update(torch.from_numpy(decisions.order[:, 0].copy()), true)
+        probabilities = np.empty_like(decisions.probabilities)
+        np.put_along_axis(probabilities, decisions.order, decisions.probabilities, axis=1)
+        each = torch.from_numpy(probabilities).float()
+        self._calibration.update(each, true)
+        if self._top is not None:
+            self._top.update(each, true)
+
+    def scores(self) -> Scores:
+        """Of all that was counted."""
+        found = self._metrics.compute()
+        return Scores(
+            accuracy=float(found["accuracy"]),
+            macro_f1=float(found["macro_f1"]),
+            precision=found["precision"].numpy(),
+            recall=found["recall"].numpy(),
+            confusion=found["confusion"].numpy(),
+            calibration_error=float(self._calibration.compute()),
+            top5=float(self._top.compute()) if self._top is not None else None,
+        )
+
+
+def scorer(spec: ModelSpec) -> ClassScorer:
+    """Counts decisions against the truth."""
+    return ClassScorer(len(spec.labels))

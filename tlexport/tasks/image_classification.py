@@ -2,29 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
-import safetensors.torch
 import torch
 
-from tlexport import plugins
-from tlexport.backbones import Pretrained, _weights
+from tlexport.backbones import Pretrained
 from tlexport.bundle import Bundle
-from tlexport.errors import BundleError, OptionError
+from tlexport.errors import OptionError
+from tlexport.options import DataOptions, TrainOptions
 from tlexport.preprocess import image
-from tlexport.spec import ModelSpec, TensorSpec
-from tlexport.tasks import Examples, Learner, Loaded, _class_folders
+from tlexport.spec import ModelSpec, Probe, TensorSpec
+from tlexport.tasks import Examples, Learner, Loaded, Source, _class_folders, _frozen
 from tlexport.tasks._classify import decide as decide
-from tlexport.tasks._classify import score as score
+from tlexport.tasks._classify import scorer as scorer
 
 NAME = "image-classification"
 
-REASON = 200
-"""Characters told of torch's reason not to load weights: it lists every tensor."""
+IMAGES = _class_folders.Kind(suffixes=image.suffixes(), name="images")
 
 
 class Pixels(torch.nn.Module):
@@ -57,7 +55,7 @@ class Classifier(torch.nn.Module):
         return cast(torch.Tensor, self.head(self.extractor(images)))
 
 
-def read(root: Path, known: tuple[str, ...] = ()) -> Examples:
+def read(root: Path, choice: DataOptions | None = None, known: tuple[str, ...] = ()) -> Examples:
     """The labelled images below `root`: a folder per class, or train/ and val/ above those.
 
     With `known` labels, for an evaluation, the folders may be some of them.
@@ -65,36 +63,35 @@ def read(root: Path, known: tuple[str, ...] = ()) -> Examples:
     Raises:
         DataError: the layout is another, or a class is empty.
     """
-    return _class_folders.read(root, image.suffixes(), "images", known)
+    return _class_folders.read(root, IMAGES, known)
 
 
-def load(paths: Sequence[Path], preprocess: dict[str, Any]) -> Loaded:
+def load(
+    sources: Sequence[Source], preprocess: dict[str, Any], files: Mapping[str, bytes] | None = None
+) -> Loaded:
     """Decode images side by side: {"images": uint8 [batch, height, width, 3]}."""
-    pixels = np.zeros((len(paths), *preprocess["size"], 3), dtype=np.uint8)
+    pixels = np.zeros((len(sources), *preprocess["size"], 3), dtype=np.uint8)
     broken: dict[int, str] = {}
 
     def decode(row: int) -> None:
         try:
-            pixels[row] = image.load(paths[row], preprocess)
+            pixels[row] = image.load(cast(Path, sources[row]), preprocess)
         except ValueError as error:
             broken[row] = str(error)
 
     with ThreadPoolExecutor() as pool:
-        list(pool.map(decode, range(len(paths))))
+        list(pool.map(decode, range(len(sources))))
     return Loaded({"images": pixels}, dict(sorted(broken.items())))
 
 
-def learner(backbone: str, weights: str | None, seed: int) -> Learner:
+def learner(options: TrainOptions, examples: Examples) -> Learner:
     """The backbone SOURCE/NAME with its weights, frozen, its classifier taken off.
 
     Raises:
         OptionError: there is no such backbone, or its weights cannot be had.
         DataError: the weights are of another network or not safe to load.
     """
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        source, name, pretrained = _build(backbone)
-    origin = _weights.load(pretrained, weights, lambda: source.fetch(name))
+    pretrained, origin, record = _frozen.load(options, "image")
     extractor = _extractor(pretrained)
     for parameter in extractor.parameters():
         parameter.requires_grad_(False)
@@ -104,13 +101,13 @@ def learner(backbone: str, weights: str | None, seed: int) -> Learner:
     if not (isinstance(probe, torch.Tensor) and probe.ndim == 2):
         raise OptionError(
             "a backbone that gives one row of features per image",
-            got=f"{backbone} gives {list(getattr(probe, 'shape', [type(probe).__name__]))}",
+            got=f"{options.backbone} gives {list(getattr(probe, 'shape', [type(probe).__name__]))}",
             fix="choose a classification network, see `tlexport backbones`",
         )
     return Learner(
         extractor=extractor,
         width=probe.shape[1],
-        network={"backbone": backbone, "features": probe.shape[1]},
+        network={**record, "features": probe.shape[1]},
         preprocess=pretrained.preprocess,
         source=origin,
     )
@@ -145,35 +142,18 @@ def network(bundle: Bundle) -> torch.nn.Module:
         BundleError: the weights are not the ones the bundle was made with, or not of the network
             and labels that it names.
     """
-    weights = safetensors.torch.load_file(bundle.weights)
-    try:
-        record = bundle.manifest.network
-        _, _, pretrained = _build(record["backbone"])
+
+    def assemble(pretrained: Pretrained, record: dict[str, Any]) -> torch.nn.Module:
         pretrained.preprocess.update(bundle.spec.preprocess)
         head = torch.nn.Linear(record["features"], len(bundle.spec.labels))
-        whole = Classifier(_extractor(pretrained), head)
-        _weights.put(whole, weights)
-    except (KeyError, RuntimeError) as error:
-        raise BundleError(
-            f"a network in {str(bundle.root)!r} that its weights fit",
-            got=f"{type(error).__name__}: {' '.join(str(error).split())[:REASON]}",
-            fix="bundle.json was changed after it was made, or timm and torchvision since: restore "
-            "the one, or install the versions in it",
-        ) from error
-    return whole.eval()
+        return Classifier(_extractor(pretrained), head)
+
+    return _frozen.restore(bundle, assemble)
 
 
-def _build(backbone: str) -> tuple[Any, str, Pretrained]:
-    kind, slash, name = backbone.partition("/")
-    if not (slash and name):
-        raise OptionError(
-            "a backbone written SOURCE/NAME, such as timm/resnet50.a1_in1k",
-            got=repr(backbone),
-            fix=f"put one of {', '.join(plugins.names('backbones'))} and a slash before the name; "
-            "`tlexport backbones` lists all",
-        )
-    source = plugins.load("backbones", kind)
-    return source, name, source.build(name)
+def probes(spec: ModelSpec, inputs: dict[str, np.ndarray], most: int) -> list[Probe]:
+    """None: every image has one size."""
+    return []
 
 
 def _extractor(pretrained: Pretrained) -> torch.nn.Module:

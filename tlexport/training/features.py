@@ -59,7 +59,8 @@ def compute(examples: Sequence[Example], extraction: Extraction, progress: Progr
     The cache is keyed by the digests of the files, the network's weights and the preprocessing.
     It is written shard by shard, each whole or not at all: a killed run goes on where it stopped.
     """
-    order = sorted(range(len(examples)), key=lambda row: examples[row].path)  # of any split
+    # Those of a size together, so that padding is not paid for; the same order for any split.
+    order = sorted(range(len(examples)), key=lambda row: _place(examples[row]))
     ordered = [examples[row] for row in order]
     key = _key(ordered, extraction)
     shards = [ordered[at : at + SHARD] for at in range(0, len(ordered), SHARD)]
@@ -86,6 +87,10 @@ def compute(examples: Sequence[Example], extraction: Extraction, progress: Progr
     return Features(values, dict(sorted(broken.items())), reused)
 
 
+def _place(example: Example) -> tuple[int, str]:
+    return example.size, str(example.source)
+
+
 def _key(examples: Sequence[Example], extraction: Extraction) -> str:
     return sha256_of_json(
         {
@@ -94,6 +99,10 @@ def _key(examples: Sequence[Example], extraction: Extraction) -> str:
             "weights": digest_of_state(extraction.learner.extractor),
             "network": extraction.learner.network,
             "preprocess": extraction.learner.preprocess,
+            "files": {
+                name: hashlib.sha256(content).hexdigest()
+                for name, content in extraction.learner.files.items()
+            },
         }
     )
 
@@ -118,8 +127,11 @@ def _loaded(
     """Decode one batch ahead of the network."""
 
     def load(batch: Sequence[Example]) -> Loaded:
-        paths = [example.path for example in batch]
-        loaded: Loaded = extraction.task.load(paths, extraction.learner.preprocess)
+        loaded: Loaded = extraction.task.load(
+            [example.source for example in batch],
+            extraction.learner.preprocess,
+            extraction.learner.files,
+        )
         return loaded
 
     with ThreadPoolExecutor(max_workers=1) as ahead:

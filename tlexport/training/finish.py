@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
@@ -51,7 +50,9 @@ def golden_of(held_out: Sequence[Example], count: int, seed: int) -> list[Exampl
 def write(folder: Path, model: Model, golden: Sequence[Example]) -> Bundle:
     """Fill `folder` with the bundle of `model`: weights, golden samples, manifest."""
     network = model.network.cpu().to(memory_format=torch.contiguous_format).eval()
-    inputs = model.task.load([e.path for e in golden], model.learner.preprocess).inputs
+    inputs = model.task.load(
+        [example.source for example in golden], model.learner.preprocess, model.learner.files
+    ).inputs
     outputs = _answers(network, inputs, [tensor.name for tensor in model.spec.outputs])
     # Cloned: tensors that layers share would be refused by safetensors; loaded, they are equal.
     state = {name: tensor.contiguous().clone() for name, tensor in network.state_dict().items()}
@@ -63,20 +64,21 @@ def write(folder: Path, model: Model, golden: Sequence[Example]) -> Bundle:
     bundles.write_tensors(folder / "golden" / "outputs.safetensors", outputs)
     samples = tuple(
         GoldenSample(
-            file=f"{number:03d}-{text_of(example.path.name[-LONGEST_NAME:])}",
+            file=f"{number:03d}-{text_of(example.source.name[-LONGEST_NAME:])}",
             label=model.spec.labels[example.label],
         )
         for number, example in enumerate(golden)
     )
     (folder / "golden" / "raw").mkdir()
     for sample, example in zip(samples, golden, strict=True):
-        shutil.copyfile(example.path, folder / "golden" / "raw" / sample.file)
+        (folder / "golden" / "raw" / sample.file).write_bytes(example.source.read_bytes())
     manifest = Manifest(
         spec=model.spec,
         network=model.learner.network,
         weights_sha256=sha256_of(folder / "weights.safetensors"),
         golden_sha256=bundles.golden_digest(folder / "golden"),
         golden=samples,
+        files=bundles.write_files(folder, model.learner.files),
         versions=versions(),
     )
     (folder / "bundle.json").write_bytes(bundles.encode(manifest))

@@ -63,7 +63,7 @@ def _lonely(examples: Examples, val: Sequence[Example]) -> tuple[str, ...]:
         several[example.digest].add(example.label)
     twice = [example for example in examples.train if len(several[example.digest]) > 1]
     if twice:
-        names = ", ".join(text_of(example.path) for example in twice[:4])
+        names = ", ".join(text_of(example.source) for example in twice[:4])
         notes.append(f"{len(twice)} files stand in more than one class with equal bytes: {names}")
     return tuple(notes)
 
@@ -80,6 +80,6 @@ def _apart(examples: Examples) -> Examples:
         )
     notes = examples.notes
     if dropped:
-        names = ", ".join(text_of(example.path) for example in dropped[:4])
+        names = ", ".join(text_of(example.source) for example in dropped[:4])
         notes += (f"{len(dropped)} files left out of training, as val/ has copies: {names}",)
     return Examples(labels=examples.labels, train=train, val=examples.val, notes=notes)
