@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import importlib.metadata
+import itertools
 import pickle
 import warnings
 from collections.abc import Callable
@@ -170,14 +171,19 @@ def _fit(pretrained: Pretrained, state: State, source: str) -> str:
 
 
 def _without_prefix(state: State, wanted: State) -> State:
-    """Take off what wrappers put before each name (module., model., backbone. ...)."""
+    """Take off what wrappers put before each name (module., model., backbone. ...).
+
+    What this network's own wrapper puts before each is put on.
+    """
+    firsts = {key.partition(".")[0] for key in wanted}
+    own = f"{firsts.pop()}." if len(firsts) == 1 else ""
     best, hits = state, sum(key in wanted for key in state)
     prefixes = {""}
     for key in state:
         parts = key.split(".")
         prefixes |= {".".join(parts[:depth]) + "." for depth in (1, 2) if len(parts) > depth}
-    for prefix in prefixes:
-        cut = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+    for prefix, on in itertools.product(prefixes, {"", own}):
+        cut = {on + k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
         found = sum(key in wanted for key in cut)
         if found > hits:
             best, hits = cut, found
