@@ -1,4 +1,4 @@
-"""The tokenizer of a language model, as preprocessing needs it."""
+"""A language model's tokenizer, as preprocessing needs it."""
 
 from __future__ import annotations
 
@@ -17,6 +17,17 @@ TOKENIZER = "tokenizer.json"
 LONGEST = 512
 """Tokens of a text at most, where neither the model nor the user says less."""
 
+FILES = (
+    "tokenizer.json",
+    "vocab.txt",
+    "vocab.json",
+    "tokenizer.model",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+    "spm.model",
+)
+"""One of these holds the vocabulary; without any the library makes an empty tokenizer up."""
+
 SENSIBLE = 1_000_000
 """A `model_max_length` above this is the library's way to say that nobody knows."""
 
@@ -29,17 +40,18 @@ def read(
     Raises:
         DataError: there is none, or it has no form as tokenizer.json.
     """
+    folder = Path(place)
+    if folder.is_dir() and not any((folder / name).is_file() for name in FILES):
+        raise _none(place, f"no {', '.join(FILES)}")
     try:
         with _hub.quiet():
             found = transformers.AutoTokenizer.from_pretrained(place, trust_remote_code=False)
         content = found.backend_tokenizer.to_str().encode()
     except Exception as error:  # the library raises anything where files are missing
-        raise DataError(
-            f"a tokenizer with {place!r}",
-            got=f"{type(error).__name__}: {' '.join(str(error).split())[:200]}",
-            fix="save it beside the model: tokenizer.save_pretrained(folder) writes tokenizer.json",
+        raise _none(
+            place, f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
         ) from error
-    size = len(found)
+    size = found.vocab_size  # without the tokens that were added to it
     if size > config.vocab_size:
         raise DataError(
             f"a tokenizer for the model's {config.vocab_size} tokens",
@@ -56,6 +68,14 @@ def read(
         "tokenizer_sha256": hashlib.sha256(content).hexdigest(),
     }
     return numbers, {TOKENIZER: content}
+
+
+def _none(place: str, got: str) -> DataError:
+    return DataError(
+        f"a tokenizer with {place!r}",
+        got=got,
+        fix="save it beside the model: tokenizer.save_pretrained(folder) writes tokenizer.json",
+    )
 
 
 def limit(config: transformers.PretrainedConfig, tokenizer: Any) -> int:

@@ -39,7 +39,7 @@ def load(pretrained: Pretrained, request: str | None, fetch: Callable[[], State]
     if request == "random":
         return "random"
     if request in (None, "hub"):
-        state, source = _from_hub(fetch), "hub"
+        state, source = _from_home(fetch, pretrained.home), pretrained.home
     else:
         path = _in_package(request[8:]) if request.startswith("package:") else Path(request)
         state, source = read(path), request if request.startswith("package:") else path.name
@@ -112,14 +112,15 @@ def _state_of(found: Any, path: Path) -> State:
     return tensors
 
 
-def _from_hub(fetch: Callable[[], State]) -> State:
+def _from_home(fetch: Callable[[], State], home: str) -> State:
     try:
         return fetch()
     except (OSError, RuntimeError, ValueError) as error:  # what URL and hub libraries raise
         raise OptionError(
-            "pre-trained weights from the hub",
+            f"pre-trained weights from the {home}",
             got=f"{type(error).__name__}: {_first_line(error)}",
-            fix="check the network, or pass --weights FILE, package:NAME or random",
+            fix="check the network or the folder (safetensors alone are read), or pass --weights "
+            "FILE, package:NAME or random",
         ) from error
 
 

@@ -66,7 +66,7 @@ def build(name: str, recipe: Mapping[str, Any] | None = None) -> Pretrained:
     config = _hub.restored(recipe["config"]) if recipe else _hub.config(place, KNOWN)
     decoder = _decoder(config, name)
     numbers, files = ({}, {}) if recipe else _tokenizer.read(place, config)
-    network = _hub.empty(config)
+    network = _without_pooler(_hub.empty(config))
     made = dict(recipe) if recipe else {"config": _hub.plain(config)} | _pooling(place, decoder)
     if "layers" not in made:
         plain = decoder or normalises_last(network) or made["pooling"] != "mean"
@@ -79,6 +79,7 @@ def build(name: str, recipe: Mapping[str, Any] | None = None) -> Pretrained:
         modality="text",
         recipe=made,
         files=files,
+        home="folder" if (Path(place) / "config.json").is_file() else "hub",
     )
 
 
@@ -86,6 +87,13 @@ def fetch(name: str) -> dict[str, torch.Tensor]:
     """The trained weights of `name`, safetensors only: of its folder, or from the hub."""
     state = _hub.trained(_hub.place(name)).state_dict()
     return {f"model.{key}": tensor for key, tensor in state.items()}
+
+
+def _without_pooler(network: Any) -> Any:
+    """Take off the layer on the first token, which no feature comes from."""
+    if getattr(network, "pooler", None) is not None:
+        network.pooler = None
+    return network
 
 
 def _decoder(config: transformers.PretrainedConfig, name: str) -> bool:

@@ -142,10 +142,6 @@ def _open(path: Path, choice: DataOptions) -> Table:
         if isinstance(cause, DataError):
             raise cause from None
         raise _unreadable(path, cause or error) from error
-    if not len(rows):
-        raise DataError(
-            f"rows in {str(path)!r}", got="none", fix="name a table with a row per example"
-        )
     return Table(path, rows)
 
 
@@ -198,11 +194,14 @@ def _rows(path: str, columns: tuple[str, str], sha256: str) -> Iterator[Row]:
         source = _parquet_rows(place, columns)
     else:
         source = _csv_rows(place, columns) if kind in (".csv", ".tsv") else _json_rows(place)
+    number = 0
     for number, row in enumerate(source, start=1):
         text, label = row.get(columns[0]), row.get(columns[1])
         if text is not None and not isinstance(text, str):
             text = _plain(text, place, number, columns[0])
         yield {"text": text, "label": _label(label, place, number)}
+    if not number:
+        raise DataError(f"rows in {path!r}", got="none", fix="name a table with a row per example")
 
 
 def _parquet_rows(path: Path, columns: tuple[str, str]) -> Iterator[dict[str, Any]]:
