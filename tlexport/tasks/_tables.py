@@ -10,15 +10,15 @@ import logging
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
-
-import datasets
-import pyarrow.parquet
+from typing import TYPE_CHECKING, Any
 
 from tlexport.errors import DataError
 from tlexport.files import cache_folder, is_file, is_there, sha256_of, text_of
 from tlexport.options import DataOptions
 from tlexport.tasks import Example, Examples
+
+if TYPE_CHECKING:
+    import datasets
 
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
 VAL_NAMES = ("val", "valid", "validation", "dev")
@@ -122,6 +122,9 @@ def _parts(root: Path) -> dict[str, Path]:
 
 
 def _open(path: Path, choice: DataOptions) -> Table:
+    import datasets  # half a second, which no stage but those that read data shall pay
+    import pyarrow
+
     try:
         digest = sha256_of(path)
         columns = _columns(path, choice)
@@ -177,6 +180,8 @@ def _columns(path: Path, choice: DataOptions) -> tuple[str, str]:
 def _header(path: Path) -> list[str]:
     kind = path.suffix.lower()
     if kind == ".parquet":
+        import pyarrow.parquet
+
         return list(pyarrow.parquet.read_schema(path).names)
     if kind in (".csv", ".tsv"):
         with path.open(encoding="utf-8-sig", newline="") as stream:
@@ -205,6 +210,8 @@ def _rows(path: str, columns: tuple[str, str], sha256: str) -> Iterator[Row]:
 
 
 def _parquet_rows(path: Path, columns: tuple[str, str]) -> Iterator[dict[str, Any]]:
+    import pyarrow.parquet
+
     with pyarrow.parquet.ParquetFile(path) as table:
         for batch in table.iter_batches(batch_size=1000, columns=list(dict.fromkeys(columns))):
             yield from batch.to_pylist()
@@ -334,6 +341,8 @@ def _examples(table: Table, labels: Sequence[str], whose: str) -> list[Example]:
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Keep the library's bars and log lines off the terminal."""
+    import datasets
+
     logger = logging.getLogger("datasets")
     level, bars = logger.level, datasets.are_progress_bars_disabled()
     logger.setLevel(logging.CRITICAL)
