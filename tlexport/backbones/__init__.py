@@ -34,7 +34,8 @@ class Pretrained:
     `spare` are the prefixes of weights that are not needed then: the classifier's and those of
     heads that only training uses. `preprocess` are the numbers of `preprocess/` (of images also
     `mean` and `std` of values scaled to 0 .. 1), `files` what it needs besides, by name. `recipe`
-    is plain data, `home` where `fetch` finds the weights, in the user's words.
+    is plain data, `home` where `fetch` finds the weights, in the user's words. `narrow` makes the
+    same of an audio network whose cost is that of a fixed window, for one of so many samples.
     """
 
     module: torch.nn.Module
@@ -45,6 +46,7 @@ class Pretrained:
     recipe: dict[str, Any] = dataclasses.field(default_factory=dict)
     files: Mapping[str, bytes] = dataclasses.field(default_factory=dict)
     home: str = "hub"
+    narrow: Callable[[int], Pretrained] | None = None
 
 
 def image_numbers(

@@ -71,6 +71,26 @@ def config(place: str, known: Sequence[str] = ()) -> transformers.PretrainedConf
     return cast(transformers.PretrainedConfig, found)
 
 
+def extractor(place: str) -> dict[str, Any]:
+    """What preprocessor_config.json says; empty where there is none: the library's defaults hold.
+
+    Raises:
+        DataError: the file is damaged.
+    """
+    try:
+        with quiet():
+            found, _ = transformers.FeatureExtractionMixin.get_feature_extractor_dict(place)
+    except OSError as error:
+        if (Path(place) / "preprocessor_config.json").is_file():
+            raise DataError(
+                f"a preprocessor_config.json in {place!r}",
+                got=" ".join(str(error).split())[:200],
+                fix="restore the file",
+            ) from error
+        return {}
+    return found
+
+
 def own_code(place: str) -> OptionError:
     """The error for a model that brings its own code."""
     return OptionError(

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import transformers
 from transformers.models.auto import modeling_auto
 
-from tlexport.backbones import Pretrained, _hub, _tokenizer
+from tlexport.backbones import Pretrained, _hub, _speech, _tokenizer
 from tlexport.backbones._text import TextBackbone, normalises_last
 from tlexport.errors import OptionError
 
@@ -42,6 +43,8 @@ on three reached 0.79 / 0.88 / 0.95 on film, product and tweet sentiment, on the
 0.78 / 0.86 / 0.93 (five splits each), for no arithmetic more.
 """
 
+AST = "audio-spectrogram-transformer"
+
 HEADS = ("pooler", "lm_head", "cls", "classifier", "score", "projector", "qa_outputs")
 """What stands on a network for another task than features."""
 
@@ -64,6 +67,8 @@ def build(name: str, recipe: Mapping[str, Any] | None = None) -> Pretrained:
     """
     place = "" if recipe else _hub.place(name)
     config = _hub.restored(recipe["config"]) if recipe else _hub.config(place, KNOWN)
+    if config.model_type in _speech.KINDS:
+        return _speech_backbone(place, config, dict(recipe or {}))
     decoder = _decoder(config, name)
     numbers, files = ({}, {}) if recipe else _tokenizer.read(place, config)
     network = _without_pooler(_hub.empty(config))
@@ -79,13 +84,17 @@ def build(name: str, recipe: Mapping[str, Any] | None = None) -> Pretrained:
         modality="text",
         recipe=made,
         files=files,
-        home="folder" if (Path(place) / "config.json").is_file() else "hub",
+        home=_home(place),
     )
 
 
 def fetch(name: str) -> dict[str, torch.Tensor]:
     """The trained weights of `name`, safetensors only: of its folder, or from the hub."""
-    state = _hub.trained(_hub.place(name)).state_dict()
+    place = _hub.place(name)
+    network = _hub.trained(place)
+    if network.config.model_type in _speech.KINDS:
+        return dict(_speech.wrap(network, _hub.extractor(place)).state_dict())
+    state = network.state_dict()
     return {f"model.{key}": tensor for key, tensor in state.items()}
 
 
@@ -94,6 +103,43 @@ def _without_pooler(network: Any) -> Any:
     if getattr(network, "pooler", None) is not None:
         network.pooler = None
     return network
+
+
+def _speech_backbone(
+    place: str, config: transformers.PretrainedConfig, recipe: dict[str, Any]
+) -> Pretrained:
+    """A network of clips; its feature extractor's numbers are part of the graph."""
+    made = recipe or {"config": _hub.plain(config), "extractor": _hub.extractor(place)}
+    made.setdefault("pooling", "mean" if config.model_type == AST else "segments")
+    module = _speech.build(config, made["extractor"], made.get("window"))
+
+    def narrow(window: int) -> Pretrained:
+        step = _speech.WHISPER_STEP
+        window = min(-(-window // step) * step, whole.preprocess["longest"])
+        narrower = _speech.wrap(cast(Any, module.network), made["extractor"], window)
+        return dataclasses.replace(
+            whole,
+            module=narrower,
+            preprocess={**whole.preprocess, "longest": window},
+            recipe={**made, "window": window},
+            narrow=None,
+        )
+
+    whole = Pretrained(
+        module=module,
+        behead=lambda module: None,
+        spare=tuple(f"{where}{head}." for head in HEADS for where in ("", "network.")),
+        preprocess=_speech.numbers(config, made["extractor"]),
+        modality="audio",
+        recipe=made,
+        home=_home(place),
+        narrow=narrow if config.model_type == "whisper" else None,
+    )
+    return whole
+
+
+def _home(place: str) -> str:
+    return "folder" if (Path(place) / "config.json").is_file() else "hub"
 
 
 def _decoder(config: transformers.PretrainedConfig, name: str) -> bool:
