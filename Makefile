@@ -27,6 +27,7 @@ demo: $(INSTALLED)
 # Passive waiting: idle threads of one test do not spin while the next one, or a server, works.
 test: $(INSTALLED) check
 	-@$(BIN)/python tests/photos.py > /dev/null 2>&1
+	-@$(BIN)/python tests/speech.py > /dev/null 2>&1
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -m 'not gpu' $(PYTEST)
 
 check: $(INSTALLED)

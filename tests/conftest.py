@@ -10,6 +10,7 @@ from pathlib import Path
 import digits as digit_scans
 import photos as tuxpaint
 import pytest
+import speech
 
 from tlexport.options import TrainOptions
 
@@ -38,6 +39,16 @@ def photos() -> Path:
         return tuxpaint.fetch()
     except (OSError, subprocess.CalledProcessError) as error:
         pytest.skip(f"the tuxpaint photos need a Debian with apt-get and a network: {error}")
+
+
+@pytest.fixture(scope="session")
+def spoken(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Ten words, a folder each, by twelve voices of espeak-ng and the four of flite."""
+    root = tmp_path_factory.mktemp("data") / "words"
+    try:
+        return speech.words(root, (*speech.ESPEAK[:12], *speech.FLITE))
+    except (OSError, subprocess.CalledProcessError) as error:
+        pytest.skip(f"the spoken words need a Debian with apt-get and a network: {error}")
 
 
 @pytest.fixture(scope="session")
