@@ -52,6 +52,12 @@ def spoken(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def whisper_folder() -> Path:
+    """Whisper tiny.en with its real weights, as the hub would hold it."""
+    return speech.whisper()
+
+
+@pytest.fixture(scope="session")
 def digits_bundle(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """EfficientNet-Lite0 with ImageNet weights, fine-tuned on `digits`, exported and verified."""
     from tlexport.stages.export import export
