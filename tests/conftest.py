@@ -14,6 +14,7 @@ import photos as tuxpaint
 import pytest
 import smollm2 as small_decoder
 import snippets as rated
+import speech
 import tiny_text
 
 from tlexport.options import TrainOptions
@@ -70,6 +71,21 @@ def smollm2() -> Path:
 def tiny_bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small BERT with random weights and its tokenizer, as `save_pretrained` writes them."""
     return tiny_text.write(tmp_path_factory.mktemp("models") / "tiny-bert", "bert")
+
+
+def spoken(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Ten words, a folder each, by twelve voices of espeak-ng and the four of flite."""
+    root = tmp_path_factory.mktemp("data") / "words"
+    try:
+        return speech.words(root, (*speech.ESPEAK[:12], *speech.FLITE))
+    except (OSError, subprocess.CalledProcessError) as error:
+        pytest.skip(f"the spoken words need a Debian with apt-get and a network: {error}")
+
+
+@pytest.fixture(scope="session")
+def whisper_folder() -> Path:
+    """Whisper tiny.en with its real weights, as the hub would hold it."""
+    return speech.whisper()
 
 
 @pytest.fixture(scope="session")
