@@ -63,10 +63,7 @@ ADDRESSES = {
     "onnx": {"targets", "serving.lint"},
     "onnxruntime": {"runtimes.ort", "serving.backends"},
     "tritonclient": {"runtimes.triton", "serving"},
-    "transformers": {"backbones"},
     "PIL": {"preprocess.image"},
-    "soundfile": {"preprocess.audio"},
-    "soxr": {"preprocess.audio"},
     "tlexport": set(),
 }
 

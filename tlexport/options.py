@@ -79,7 +79,10 @@ class TrainOptions(msgspec.Struct, frozen=True, kw_only=True):
         float, Meta(description="share held out, where there is no val/ folder", gt=0, lt=1)
     ] = 0.2
     trials: Annotated[
-        int, Meta(description="learning rate and weight decay pairs to try", ge=1)
+        int,
+        Meta(
+            description="learning rate and weight decay pairs to try, besides exact solutions", ge=1
+        ),
     ] = 8
     epochs: Annotated[int, Meta(description="most passes over the features per trial", ge=1)] = 60
     patience: Annotated[

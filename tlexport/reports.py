@@ -18,8 +18,12 @@ class Interval(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class TrialReport(msgspec.Struct, frozen=True, kw_only=True):
-    """One setting of the head search and what it reached on the validation part."""
+    """One setting of the head search and what it reached on the validation part.
 
+    `epochs` are passes over the training part: AdamW's until its best, L-BFGS's iterations.
+    """
+
+    optimiser: str
     learning_rate: float
     weight_decay: float
     epochs: int

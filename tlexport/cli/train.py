@@ -62,7 +62,8 @@ def draw(report: TrainReport, console: Console) -> None:
     )
     console.print(
         f"features {report.features_s:.1f} s ({report.features_reused} from the cache), "
-        f"head {report.head_s:.1f} s, learning rate {report.best.learning_rate:.2g}, "
+        f"head {report.head_s:.1f} s, {report.best.optimiser}, "
+        f"learning rate {report.best.learning_rate:.2g}, "
         f"weight decay {report.best.weight_decay:.2g}, {report.best.epochs} epochs"
     )
     for note in report.notes:
