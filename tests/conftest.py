@@ -73,6 +73,7 @@ def tiny_bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_text.write(tmp_path_factory.mktemp("models") / "tiny-bert", "bert")
 
 
+@pytest.fixture(scope="session")
 def spoken(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Ten words, a folder each, by twelve voices of espeak-ng and the four of flite."""
     root = tmp_path_factory.mktemp("data") / "words"
