@@ -80,9 +80,7 @@ class TrainOptions(msgspec.Struct, frozen=True, kw_only=True):
     ] = 0.2
     trials: Annotated[
         int,
-        Meta(
-            description="learning rate and weight decay pairs to try, besides exact solutions", ge=1
-        ),
+        Meta(description="settings of the head's optimiser to try", ge=1),
     ] = 8
     epochs: Annotated[int, Meta(description="most passes over the features per trial", ge=1)] = 60
     patience: Annotated[

@@ -247,7 +247,7 @@ def test_weights_that_are_not_numbers_are_refused(few, tmp_path):
         ({"backbone": "timm/resnet5O"}, "a timm backbone of"),
         ({"backbone": "resnet50"}, "SOURCE/NAME"),
         ({"weights": "none.pth"}, "hub, random, package:NAME or a file"),
-        ({"task": "speech"}, "a task of: image-classification"),
+        ({"task": "speech"}, "a task of: audio-classification, image-classification"),
     ],
 )
 def test_what_is_not_there_is_told(few, tmp_path, options, expected):

@@ -120,13 +120,42 @@ def test_rounding_noise_is_not_taken_for_a_feature(scans):
 
 
 def test_a_seed_gives_the_same_head_to_the_bit_and_another_seed_another(scans):
-    heads = [
-        head.search(*scans, 10, msgspec.structs.replace(OPTIONS, seed=seed), silent)[0].head
+    found = [
+        head.search(*scans, 10, msgspec.structs.replace(OPTIONS, seed=seed), silent)
         for seed in (4, 4, 5)
     ]
-    assert torch.equal(heads[0].weight, heads[1].weight)
-    assert torch.equal(heads[0].bias, heads[1].bias)
-    assert not torch.equal(heads[0].weight, heads[2].weight)
+    assert torch.equal(found[0][0].head.weight, found[1][0].head.weight)
+    assert torch.equal(found[0][0].head.bias, found[1][0].head.bias)
+    assert found[0][1] == found[1][1]
+    assert found[0][1] != found[2][1]
+
+
+def test_many_features_of_few_examples_are_solved_exactly():
+    """24 examples, 400 features, 3 of which tell: scikit-learn finds the same optimum."""
+    rng = np.random.default_rng(0)
+    parts = []
+    for count in (24, 30, 600):
+        labels = np.arange(count) % 3
+        values = rng.normal(size=(count, 400)).astype(np.float32)
+        values[np.arange(count), labels] += 4
+        parts.append(head.Labelled(values=values, labels=labels))
+    train, val, test = parts
+    best, trials = head.search(train, val, 3, TrainOptions(trials=8), silent)
+    assert {trial.optimiser for trial in trials} == {"AdamW", "L-BFGS"}
+    assert len(trials) == 8
+    solved = min((t for t in trials if t.optimiser == "L-BFGS"), key=lambda t: t.val_loss)
+    mean, std = head._statistics(train.values)
+    penalty = 1 / (len(train.labels) * solved.weight_decay)
+    theirs = LogisticRegression(C=penalty, tol=1e-8, max_iter=5000)
+    theirs.fit((train.values - mean) / std, train.labels)
+    likely = theirs.predict_proba((val.values - mean) / std)[np.arange(30), val.labels]
+    assert solved.val_loss == pytest.approx(-np.log(likely).mean(), rel=1e-2)
+    assert accuracy(best, test) >= theirs.score((test.values - mean) / std, test.labels) - 0.02
+
+
+def test_much_data_is_left_to_adamw(monkeypatch, scans):
+    monkeypatch.setattr(head, "EXACT", 1000)
+    assert {t.optimiser for t in head.search(*scans, 10, OPTIONS, silent)[1]} == {"AdamW"}
 
 
 def test_the_callers_random_state_and_threads_are_left_alone(scans):

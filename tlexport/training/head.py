@@ -17,8 +17,9 @@ from tlexport.reports import TrialReport
 FIRST = {"learning_rate": 3e-3, "weight_decay": 1e-2}
 """Tried before the search draws: a setting that is seldom far off on standardised features."""
 
-DECAYS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
-"""Penalties of the exact solutions: half the squared weights times these, on the mean loss."""
+PENALTIES = (1.0, 1e-2)
+"""Exact solutions tried before the search draws: half the squared weights times these is added to
+the mean loss."""
 
 EXACT = 200_000_000
 """Examples x features x classes up to which all data are looked at in each step."""
@@ -55,8 +56,8 @@ def search(
 ) -> tuple[Fit, tuple[TrialReport, ...]]:
     """Fit a head per trial; give back the one with the lowest validation loss, and all trials.
 
-    The trials are AdamW's, and where the data are few also the exact solutions: with few examples
-    and many features they generalise better.
+    A trial is a fit by AdamW, or, where the data are few, the exact solution under a penalty: with
+    few examples and many features that generalises better.
 
     The head takes features as the network gives them: the standardisation it was fitted under
     (mean and deviation of the training part) is folded into its weights.
@@ -70,12 +71,18 @@ def search(
         for part in (train, val)
     ]
     weight = _class_weights(train.labels, classes) if options.class_weights else None
+    few = parts[0].values.numel() * classes <= EXACT
     fits: list[Fit] = []
 
     def objective(trial: optuna.Trial) -> float:
-        rate = trial.suggest_float("learning_rate", 1e-4, 1e-1, log=True)
-        decay = trial.suggest_float("weight_decay", 1e-4, 1.0, log=True)
-        fits.append(_fit(parts[0], parts[1], _Setting(classes, rate, decay, weight), options))
+        if few and trial.suggest_categorical("optimiser", ("AdamW", "L-BFGS")) == "L-BFGS":
+            penalty = trial.suggest_float("penalty", 1e-4, 10.0, log=True)
+            fits.append(_solve(parts[0], parts[1], _Setting(classes, 1.0, penalty, weight)))
+        else:
+            rate = trial.suggest_float("learning_rate", 1e-4, 1e-1, log=True)
+            decay = trial.suggest_float("weight_decay", 1e-4, 1.0, log=True)
+            setting = _Setting(classes, rate, decay, weight)
+            fits.append(_fit(parts[0], parts[1], setting, options))
         progress("head", len(fits), options.trials)
         return fits[-1].report.val_loss
 
@@ -83,13 +90,13 @@ def search(
     torch.set_num_threads(1)  # matrices this small lose more to waiting than they gain
     optuna.logging.set_verbosity(logging.ERROR)  # Ctrl-C would be a warning with a traceback
     study = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=options.seed))
-    study.enqueue_trial(FIRST)
+    study.enqueue_trial({"optimiser": "AdamW", **FIRST} if few else FIRST)
+    for penalty in PENALTIES if few else ():
+        study.enqueue_trial({"optimiser": "L-BFGS", "penalty": penalty})
     try:
         study.optimize(objective, n_trials=options.trials)
     finally:
         torch.set_num_threads(threads)
-    if parts[0].values.numel() * classes <= EXACT:
-        fits += [_solve(parts[0], parts[1], _Setting(classes, 1.0, d, weight)) for d in DECAYS]
     best = min(fits, key=lambda fit: fit.report.val_loss)
     folded = Fit(head=_folded(best.head, mean, std), report=best.report)
     return folded, tuple(fit.report for fit in fits)
