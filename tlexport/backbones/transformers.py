@@ -43,8 +43,6 @@ on three reached 0.79 / 0.88 / 0.95 on film, product and tweet sentiment, on the
 0.78 / 0.86 / 0.93 (five splits each), for no arithmetic more.
 """
 
-AST = "audio-spectrogram-transformer"
-
 HEADS = ("pooler", "lm_head", "cls", "classifier", "score", "projector", "qa_outputs")
 """What stands on a network for another task than features."""
 
@@ -110,7 +108,7 @@ def _speech_backbone(
 ) -> Pretrained:
     """A network of clips; its feature extractor's numbers are part of the graph."""
     made = recipe or {"config": _hub.plain(config), "extractor": _hub.extractor(place)}
-    made.setdefault("pooling", "mean" if config.model_type == AST else "segments")
+    made.setdefault("pooling", "mean")
     module = _speech.build(config, made["extractor"], made.get("window"))
 
     def narrow(window: int) -> Pretrained:
