@@ -16,6 +16,10 @@ Exit code 4 is kept for a measurement that is not stable.
 
 from __future__ import annotations
 
+import sysconfig
+import traceback
+from pathlib import Path
+
 
 class TlexportError(Exception):
     """An error in three parts: what was expected, what came, what to do."""
@@ -84,3 +88,13 @@ class SpecError(TlexportError):
     """Tensors are not what the model declares."""
 
     exit_code = 11
+
+
+def place_of(error: BaseException) -> str:
+    """Where in the user's own code it happened, as " (net.py, line 12: ...)"; "" if nowhere."""
+    libraries = (sysconfig.get_paths()["purelib"], sysconfig.get_paths()["stdlib"], "<")
+    ours = str(Path(__file__).parent)
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        if not frame.filename.startswith((*libraries, ours)):
+            return f" ({Path(frame.filename).name}, line {frame.lineno}: {frame.line})"
+    return ""
