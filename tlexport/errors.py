@@ -90,11 +90,15 @@ class SpecError(TlexportError):
     exit_code = 11
 
 
-def place_of(error: BaseException) -> str:
-    """Where in the user's own code it happened, as " (net.py, line 12: ...)"; "" if nowhere."""
+def place_of(error: BaseException | None = None) -> str:
+    """Where in the user's own code it happened, as " (net.py, line 12: ...)"; "" if nowhere.
+
+    Without an error: what is being run now.
+    """
     libraries = (sysconfig.get_paths()["purelib"], sysconfig.get_paths()["stdlib"], "<")
     ours = str(Path(__file__).parent)
-    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+    stack = traceback.extract_tb(error.__traceback__) if error else traceback.extract_stack()
+    for frame in reversed(stack):
         if not frame.filename.startswith((*libraries, ours)):
             return f" ({Path(frame.filename).name}, line {frame.lineno}: {frame.line})"
     return ""

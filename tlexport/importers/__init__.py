@@ -11,7 +11,7 @@ Code that the user did not ask for is never run: no pickle is read but with `wei
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -36,9 +36,10 @@ class Imported:
     None where there is no network in PyTorch; `outputs` are known only then.
 
     `record` is what `network(bundle)` needs to build it again, plain data with "importer" in it.
-    `weights` is a file to be kept in the bundle as it is, and `beside` what belongs to it; without
-    it the network's state dict is kept. `preprocess` and `files` are as a task wants them, `raw`
-    draws that many legal raw inputs (a task's `load` reads them), `notes` are for the user.
+    `keep` puts the weights into a bundle's folder and tells their files, the one to open first;
+    without it the network's state dict is kept. `preprocess` and `files` are as a task wants
+    them, `raw` draws that many legal raw inputs (a task's `load` reads them), `notes` are for the
+    user.
     """
 
     network: torch.nn.Module | None
@@ -52,7 +53,6 @@ class Imported:
     labels: tuple[str, ...] = ()
     preprocess: dict[str, Any] = dataclasses.field(default_factory=dict)
     files: Mapping[str, bytes] = dataclasses.field(default_factory=dict)
-    weights: Path | None = None
-    beside: Sequence[Path] = ()
+    keep: Callable[[Path], tuple[str, ...]] | None = None
     raw: Callable[[int, np.random.Generator], list[Raw]] | None = None
     notes: tuple[str, ...] = ()

@@ -96,16 +96,22 @@ def keywords_for(module: torch.nn.Module, names: Sequence[str]) -> tuple[str, ..
 
 
 def asking(network: torch.nn.Module, names: Sequence[str]) -> Ask:
-    """The network as a function of arrays; whatever it raises is a `SpecError` with the place."""
+    """The network as a function of arrays; whatever it raises is a `SpecError` with the place.
+
+    Without `names` the outputs are called as a `Flat` calls them.
+    """
 
     def ask(inputs: Tensors) -> dict[str, np.ndarray]:
         try:
             with torch.inference_mode():
-                answer = network(*map(tensor_of, inputs.values()))
+                tensors = [tensor_of(array) for array in inputs.values()]
+                if not names and isinstance(network, Flat):
+                    return {n: _array(n, each) for n, each in network.named(*tensors).items()}
+                answer = network(*tensors)
         except Exception as error:  # a network of somebody's own raises anything
             raise refusal(error, inputs) from error
-        tensors = answer if isinstance(answer, tuple) else (answer,)
-        return {n: _array(n, tensor) for n, tensor in zip(names, tensors, strict=True)}
+        answers = answer if isinstance(answer, tuple) else (answer,)
+        return {n: _array(n, each) for n, each in zip(names, answers, strict=True)}
 
     return ask
 

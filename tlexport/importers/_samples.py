@@ -83,8 +83,8 @@ def _joined(name: str, parts: Sequence[np.ndarray]) -> np.ndarray:
 
 def picked(
     found: Mapping[str, np.ndarray], specs: Sequence[TensorSpec], count: int
-) -> dict[str, np.ndarray]:
-    """At most `count` rows, evenly spaced, of the declared tensors; each held against its spec.
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """At most `count` rows, evenly spaced, of the declared tensors, and of what else there is.
 
     Raises:
         DataError: an input is not there, or the arrays have not as many rows.
@@ -110,7 +110,9 @@ def picked(
     for spec in specs:
         array = chosen[spec.name]
         spec.check(array if spec.batched else array[:1])
-    return chosen
+    named = {spec.name for spec in specs}
+    extra = {n: a for n, a in found.items() if n not in named and a.ndim and len(a) == whole}
+    return chosen, rows(extra, index)
 
 
 def undeclared(specs: Sequence[TensorSpec]) -> OptionError:

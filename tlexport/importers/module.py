@@ -175,9 +175,6 @@ def _call(module: ModuleType, name: str, factory: str) -> torch.nn.Module:
 
 def _notes(network: torch.nn.Module) -> list[str]:
     """What differs between the network as it came and as it is asked."""
-    training = [path for path, part in network.named_modules() if part.training]
-    if not training:
-        return []
     matters = [
         f"{path} ({type(part).__name__})"
         for path, part in network.named_modules()
@@ -186,8 +183,10 @@ def _notes(network: torch.nn.Module) -> list[str]:
             part, (torch.nn.modules.dropout._DropoutNd, torch.nn.modules.batchnorm._NormBase)
         )
     ]
-    shown = f": {', '.join(matters[:3])} ..." if matters else ""
-    return [f"the network came in training mode and was put into eval mode{shown}"]
+    if not matters:
+        return []
+    shown = ", ".join(matters[:3]) + (" ..." if len(matters) > 3 else "")
+    return [f"the network came in training mode and was put into eval mode: {shown}"]
 
 
 def _inputs(

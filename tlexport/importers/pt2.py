@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,6 +14,8 @@ from tlexport.files import is_file
 from tlexport.importers import ANY_SIZE, Bounds, Imported, _declared, _flat, _pt2_archive
 from tlexport.options import ImportOptions
 from tlexport.spec import TensorSpec
+
+FILE = "program.pt2"
 
 
 class Program(torch.nn.Module):
@@ -51,7 +54,7 @@ def read(options: ImportOptions) -> Imported:
         bounds=bounds,
         record={"importer": "pt2"},
         source=path.name,
-        weights=path,
+        keep=lambda folder: (Path(shutil.copy(path, folder / FILE)).name,),
         notes=tuple(notes),
     )
 
