@@ -16,6 +16,7 @@ Exit code 4 is kept for a measurement that is not stable.
 
 from __future__ import annotations
 
+import itertools
 import sysconfig
 import traceback
 from pathlib import Path
@@ -98,7 +99,10 @@ def place_of(error: BaseException | None = None) -> str:
     libraries = (sysconfig.get_paths()["purelib"], sysconfig.get_paths()["stdlib"], "<")
     ours = str(Path(__file__).parent)
     stack = traceback.extract_tb(error.__traceback__) if error else traceback.extract_stack()
-    for frame in reversed(stack):
-        if not frame.filename.startswith((*libraries, ours)):
+    inner = itertools.dropwhile(lambda frame: frame.filename.startswith(ours), reversed(stack))
+    for frame in inner:
+        if frame.filename.startswith(ours):  # further out is who called us
+            return ""
+        if not frame.filename.startswith(libraries):
             return f" ({Path(frame.filename).name}, line {frame.lineno}: {frame.line})"
     return ""

@@ -15,6 +15,8 @@ from tlexport.options import ImportOptions
 from tlexport.tasks import _frozen
 from tlexport.tasks.image_classification import NAME
 
+NUMBERS = ("no --labels FILE: the classes are called 0, 1, ...",)
+
 
 def read(options: ImportOptions) -> Imported:
     """The network with the user's weights, its classifier as wide as theirs.
@@ -58,7 +60,7 @@ def read(options: ImportOptions) -> Imported:
         labels=tuple(map(str, range(classes))),
         preprocess=pretrained.preprocess,
         raw=functools.partial(_images.drawn, pretrained.preprocess),
-        notes=tuple(notes),
+        notes=(*notes, *(NUMBERS if options.labels is None else ())),
     )
 
 

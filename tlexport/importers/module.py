@@ -98,7 +98,8 @@ def _found(name: str) -> Path | None:
             found = importlib.util.find_spec(name)
         except (ImportError, ValueError):
             return None
-    return Path(found.origin) if found is not None and found.origin else None
+    path = Path(found.origin) if found is not None and found.origin else None
+    return path if path is not None and path.is_file() else None
 
 
 def _import(name: str) -> ModuleType:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
@@ -17,6 +19,10 @@ Ask = Callable[[Tensors], dict[str, np.ndarray]]
 
 SIZES = (7, 8, 12, 16, 24, 32, 48, 64, 96, 128, 224, 256, 512, 1024, 4096, 16000)
 """Sizes tried for a free axis, until the model takes one: small ones first."""
+
+LARGER = (4, 2)
+"""Times the smallest size that works, if that does too: what strides leave of the smallest may be
+a single step, and be traced as a constant."""
 
 ROUNDING = 1e-4
 """Differences of a row alone and in a batch, as a share of the outputs' scale, that are rounding:
@@ -62,24 +68,33 @@ def sizes_of(model: Model, draw: Callable[[Mapping[str, int]], Tensors]) -> dict
     if not model.axes:
         return {}
     first: TlexportError | None = None
-    for size in SIZES:
-        for spread in (1, 0):  # axes of different sizes tell which is which
-            chosen = {}
-            for place, axis in enumerate(model.axes):
-                low, high = model.bounds.get(axis, ANY_SIZE)
-                chosen[axis] = min(max(size * (1 + spread * place), low), high)
-            try:
-                model.ask(draw(chosen))
-            except TlexportError as error:
-                first = first or error
-            else:
-                return chosen
+    for size, spread in itertools.product(SIZES, (1, 0)):
+        chosen = _within(model, size, spread)
+        try:
+            model.ask(draw(chosen))
+        except TlexportError as error:
+            first = first or error
+            continue
+        for larger in LARGER:
+            with contextlib.suppress(TlexportError):
+                model.ask(draw(_within(model, larger * size, spread)))
+                return _within(model, larger * size, spread)
+        return chosen
     assert first is not None
     raise OptionError(
         f"a model that answers some size of {', '.join(model.axes)}",
         got=f"none of {SIZES[0]} to {SIZES[-1]}: {first.got}",
         fix="pass --samples, bounds such as sequence<=512, or the number where an axis is constant",
     )
+
+
+def _within(model: Model, size: int, spread: int) -> dict[str, int]:
+    """A size for each axis, within its bounds; spread, they differ and tell which is which."""
+    chosen = {}
+    for place, axis in enumerate(model.axes):
+        low, high = model.bounds.get(axis, ANY_SIZE)
+        chosen[axis] = min(max(size * (1 + spread * place), low), high)
+    return chosen
 
 
 def other_sizes(model: Model, inputs: Tensors) -> dict[str, list[int]]:
@@ -189,8 +204,8 @@ def _output(
         raise SpecError(
             f"an output {name!r} with a row per row of the inputs",
             got=f"shapes {told} for batches of {[s.get('batch', 1) for s, _ in seen]}",
-            fix="return [batch, ...], the rows in the order of the inputs; view and reshape with -1 "
-            "for the batch, not with its size as a number",
+            fix="return [batch, ...], the rows in the order of the inputs; view and reshape with "
+            "-1 for the batch, not with its size as a number",
         )
     return TensorSpec(name=name, dtype=arrays[0].dtype.name, shape=tuple(axes))
 

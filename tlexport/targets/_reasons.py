@@ -11,8 +11,8 @@ import torch
 from tlexport.errors import ExportError, place_of
 from tlexport.spec import ModelSpec
 
-ANY = (1, 1_000_000)
-"""Sizes that an axis without bounds shall have; torch itself bounds them far above."""
+LARGE = 1_000_000
+"""What an axis without bounds shall have at least; torch itself bounds them far above."""
 
 SHAPES = "torch.fx.experimental.symbolic_shapes"
 """The logger where torch tells each condition on a size, while the code that set it runs."""
@@ -100,7 +100,7 @@ def hold_ranges(
     Raises:
         ExportError: naming the axis, its sizes, and the line of the user's code.
     """
-    bounds: dict[str, tuple[int, int]] = spec.preprocess.get("axes", {})
+    known: dict[str, list[int]] = {"batch": [1], **spec.preprocess.get("sizes", {})}
     nodes = {node.name: node for node in program.graph.nodes if node.op == "placeholder"}
     names = program.graph_signature.user_inputs
     for tensor, name in zip(spec.inputs, names, strict=True):
@@ -109,8 +109,12 @@ def hold_ranges(
             if isinstance(axis, int) or isinstance(size, int):
                 continue
             range_ = program.range_constraints.get(size.node.expr)
-            low, high = bounds.get(axis, ANY)
-            if range_ is None or (range_.lower <= max(low, 2) and range_.upper >= high):
+            if range_ is None:
+                continue
+            # An exporter that saw two rows notes "from 2 on"; smaller ones are answered all the
+            # same. A size that the network itself refuses need not be in the graph either.
+            short = range_.lower > 2 and any(n < range_.lower for n in known.get(axis, ()))
+            if not short and range_.upper >= _most(spec, axis):
                 continue
             raise ExportError(
                 f"a graph for every size of the axis {axis} of {tensor.name}",
@@ -118,6 +122,14 @@ def hold_ranges(
                 fix="remove the branch on the size from the code, or declare the bound when you "
                 f"import the model: --input '{tensor.name}:{tensor.dtype}[...,{axis}<=SIZE]'",
             )
+
+
+def _most(spec: ModelSpec, axis: str) -> int:
+    """The largest size that an axis shall have."""
+    if axis in (bounds := spec.preprocess.get("axes", {})):
+        return int(bounds[axis][1])
+    longest = spec.preprocess.get("max_length") if axis == "sequence" else None
+    return int(longest or LARGE)
 
 
 def reason(error: BaseException) -> str:

@@ -1,4 +1,4 @@
-"""Arrays in, arrays out: what a model is for is its user's own."""
+"""Arrays in, arrays out, of any meaning."""
 
 from __future__ import annotations
 
