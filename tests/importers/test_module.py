@@ -56,7 +56,9 @@ def test_outputs_are_chosen_or_renamed(take, tmp_path):
     take(module="user_net:two", inputs=(NUMBERS, IDS), outputs=("value", "logits"))
     bundle = Bundle(tmp_path / "b")
     assert [tensor.name for tensor in bundle.spec.outputs] == ["value", "logits"]
-    assert len(networks.network(bundle)(torch.zeros(1, 4), torch.zeros(1, 5, dtype=torch.int64))) == 2
+    assert (
+        len(networks.network(bundle)(torch.zeros(1, 4), torch.zeros(1, 5, dtype=torch.int64))) == 2
+    )
     take(module="user_net:two", inputs=(NUMBERS, IDS), outputs=("a", "b", "c"))
     assert [tensor.name for tensor in Bundle(tmp_path / "b").spec.outputs] == ["a", "b", "c"]
     with pytest.raises(OptionError, match="some of the outputs logits, value, tokens"):
@@ -73,7 +75,9 @@ def test_free_axes_and_nested_outputs_are_found(take):
 
 
 def test_inputs_may_be_called_otherwise_than_the_parameters(take):
-    report = take(module="user_net:two", inputs=("a:float32[batch,4]=0..1", "b:int64[batch,n]=0..9"))
+    report = take(
+        module="user_net:two", inputs=("a:float32[batch,4]=0..1", "b:int64[batch,n]=0..9")
+    )
     assert report.inputs[0].startswith("a:")
 
 

@@ -126,7 +126,7 @@ def _keep(model: onnx.ModelProto, path: Path, folder: Path) -> tuple[str, ...]:
         all_tensors_to_one_file=True,
         location=DATA,
     )
-    return FILE, DATA
+    return (FILE, DATA) if (folder / DATA).is_file() else (FILE,)
 
 
 def _dim(value: onnx.ValueInfoProto, place: int) -> str | None:

@@ -156,10 +156,12 @@ def _taken_over(bundle: Bundle) -> onnx.ModelProto:
     """The file that a bundle was made of, as it is but for notes of an export before.
 
     Raises:
+        BundleError: it is another file than the one that was imported.
         ExportError: it is no ONNX file.
     """
+    file = bundle.weights
     try:
-        model = onnx.load(bundle.weights)
+        model = onnx.load(file)
     except Exception as error:  # protobuf's exceptions share no base but this
         raise ExportError(
             f"an ONNX file in {str(bundle.root)!r}, which has no network in PyTorch",
