@@ -133,9 +133,12 @@ class ImportOptions(msgspec.Struct, frozen=True, kw_only=True):
             "ids:int64[batch,sequence<=512]=0..30521; once per input"
         ),
     ] = ()
-    outputs: Annotated[
+    output_names: Annotated[
         tuple[str, ...],
-        Meta(description="name of an output, in order; default: the model's own, else output ..."),
+        Meta(
+            description="an output to keep, or its new name; once per output; default: all, "
+            "by the model's own names"
+        ),
     ] = ()
     labels: Annotated[str | None, Meta(description="file with a label a line")] = None
     samples: Annotated[

@@ -53,16 +53,16 @@ def test_several_inputs_and_outputs_go_through_the_stages(take, tmp_path):
 
 
 def test_outputs_are_chosen_or_renamed(take, tmp_path):
-    take(module="user_net:two", inputs=(NUMBERS, IDS), outputs=("value", "logits"))
+    take(module="user_net:two", inputs=(NUMBERS, IDS), output_names=("value", "logits"))
     bundle = Bundle(tmp_path / "b")
     assert [tensor.name for tensor in bundle.spec.outputs] == ["value", "logits"]
     assert (
         len(networks.network(bundle)(torch.zeros(1, 4), torch.zeros(1, 5, dtype=torch.int64))) == 2
     )
-    take(module="user_net:two", inputs=(NUMBERS, IDS), outputs=("a", "b", "c"))
+    take(module="user_net:two", inputs=(NUMBERS, IDS), output_names=("a", "b", "c"))
     assert [tensor.name for tensor in Bundle(tmp_path / "b").spec.outputs] == ["a", "b", "c"]
     with pytest.raises(OptionError, match="some of the outputs logits, value, tokens"):
-        take(module="user_net:two", inputs=(NUMBERS, IDS), outputs=("a",))
+        take(module="user_net:two", inputs=(NUMBERS, IDS), output_names=("a",))
 
 
 def test_free_axes_and_nested_outputs_are_found(take):

@@ -316,7 +316,7 @@ def test_other_bad_requests(take, tmp_path, files):
         ({"onnx": str(tmp_path / "text.onnx")}, DataError, "an ONNX file"),
         ({"onnx": str(files / "old.onnx"), "weights": "w"}, OptionError, "without --weights"),
         (
-            {"onnx": str(files / "old.onnx"), "samples": samples, "outputs": ("logits",)},
+            {"onnx": str(files / "old.onnx"), "samples": samples, "output_names": ("logits",)},
             OptionError,
             "taken over as it is",
         ),

@@ -1,4 +1,4 @@
-"""Sequence classifiers of transformers: ids and mask in, logits out."""
+"""Sequence classifiers of transformers, pooled in the graph."""
 
 from __future__ import annotations
 

@@ -214,12 +214,12 @@ def _named(
         OptionError: names that choose nothing, and not as many as there are.
     """
     own = [tensor.name for tensor in outputs]
-    wanted = list(options.outputs) or own
+    wanted = list(options.output_names) or own
     if options.onnx is not None and wanted != own:
         raise OptionError(
             f"the outputs of the file: {', '.join(own)}",
-            got=f"--output {' --output '.join(wanted)}",
-            fix="leave --output out: an ONNX file is taken over as it is",
+            got=f"--output-name {' --output-name '.join(wanted)}",
+            fix="leave --output-name out: an ONNX file is taken over as it is",
         )
     if set(wanted) <= set(own):
         chosen = wanted
@@ -228,7 +228,7 @@ def _named(
     else:
         raise OptionError(
             f"some of the outputs {', '.join(own)}, or a name for each",
-            got=f"--output {' --output '.join(wanted)}",
+            got=f"--output-name {' --output-name '.join(wanted)}",
             fix="name outputs that there are to choose, or all to rename them",
         )
     by_name = {tensor.name: tensor for tensor in outputs}
