@@ -258,6 +258,18 @@ def test_constants_that_are_inputs_too_are_none(take, tmp_path):
     assert report.inputs == ("x:float32[batch,2]=0..1",)
 
 
+def test_a_vocabulary_is_read_off_the_table_that_is_looked_up(take, tmp_path):
+    table = onnx.numpy_helper.from_array(np.random.default_rng(0).normal(size=(9, 2)), "table")
+    nodes = [("Cast", ["ids"], ["long"]), ("Gather", ["table", "long"], ["y"])]
+    cast = helper.make_node(*nodes[0], to=TensorProto.INT64)
+    ids = value("ids", ["b", "n"], TensorProto.INT32)
+    out = value("y", ["b", "n", 2], TensorProto.DOUBLE)
+    onnx.save(graph([ids], [out], [cast, nodes[1]], [table]), tmp_path / "m.onnx")
+    report = take(onnx=str(tmp_path / "m.onnx"))
+    assert report.inputs == ("ids:int32[batch,n]=0..8",)
+    assert report.outputs == ("y:float64[batch,n,2]",)
+
+
 REFUSED = {
     "no range": (
         graph([value("x", ["b", 2])], [value("y", ["b", 2])], [("Relu", ["x"], ["y"])]),

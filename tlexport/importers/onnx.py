@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
+import msgspec
 import onnx
 import torch
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
@@ -46,7 +47,7 @@ def read(options: ImportOptions) -> Imported:
     constants = {tensor.name for tensor in model.graph.initializer}
     given = [value for value in model.graph.input if value.name not in constants]
     symbols = {_dim(value, 0) for value in given} - {None}
-    inputs = tuple(_tensor(value, symbols) for value in given)
+    inputs = tuple(_ranged(_tensor(value, symbols), model.graph) for value in given)
     outputs = tuple(_tensor(value, symbols) for value in model.graph.output)
     if not inputs or not outputs:
         raise DataError(
@@ -164,6 +165,23 @@ def _tensor(value: onnx.ValueInfoProto, symbols: set[str | None]) -> TensorSpec:
     return TensorSpec(
         name=value.name, dtype=dtype, shape=tuple(shape), legal=_declared.WHOLE.get(dtype)
     )
+
+
+def _ranged(tensor: TensorSpec, graph: onnx.GraphProto) -> TensorSpec:
+    """The same with its vocabulary, where one table alone is looked up with its values."""
+    if tensor.legal is not None or not tensor.dtype.startswith("int"):
+        return tensor
+    rows = {each.name: each.dims[0] for each in graph.initializer if each.dims}
+    called = {tensor.name}
+    called |= {n.output[0] for n in graph.node if n.op_type == "Cast" and n.input[0] in called}
+    tables = {
+        rows[node.input[0]]
+        for node in graph.node
+        if node.op_type == "Gather" and node.input[0] in rows and node.input[1] in called
+    }
+    if len(tables) != 1:
+        return tensor
+    return msgspec.structs.replace(tensor, legal=(0.0, tables.pop() - 1.0))
 
 
 def _notes(
