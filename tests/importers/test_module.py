@@ -162,6 +162,8 @@ REFUSED = [
     ("user_net:Viewing", X, SpecError, "view and reshape with -1"),
     ("user_net:Mean", X, SpecError, "a loss or a mean"),
     ("user_net:Text", X, SpecError, "got: str"),
+    ("user_net:InPlace", X, SpecError, "leaves its inputs as they are"),
+    ("user_net:SameName", X, OptionError, "x twice, or for an input too"),
     ("user_net:Half", X, SpecError, "bfloat16"),
     ("user_net:Broken", X, SpecError, r"user_net.py, line \d+: return x @ torch.zeros"),
     ("user_net:NotANumber", X, DataError, "NaN or infinity"),

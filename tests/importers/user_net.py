@@ -135,6 +135,17 @@ class Broken(nn.Module):
         return x @ torch.zeros(5, 5)
 
 
+class InPlace(nn.Module):
+    def forward(self, x):
+        x += 1
+        return x
+
+
+class SameName(nn.Module):
+    def forward(self, x):
+        return {"x": x * 2}
+
+
 class Half(nn.Module):
     def forward(self, x):
         return x.bfloat16()

@@ -106,12 +106,22 @@ def asking(network: torch.nn.Module, names: Sequence[str]) -> Ask:
             with torch.inference_mode():
                 tensors = [tensor_of(array) for array in inputs.values()]
                 if not names and isinstance(network, Flat):
-                    return {n: _array(n, each) for n, each in network.named(*tensors).items()}
-                answer = network(*tensors)
+                    found = network.named(*tensors)
+                else:
+                    answer = network(*tensors)
+                    answers = answer if isinstance(answer, tuple) else (answer,)
+                    found = dict(zip(names, answers, strict=True))
         except Exception as error:  # a network of somebody's own raises anything
             raise refusal(error, inputs) from error
-        answers = answer if isinstance(answer, tuple) else (answer,)
-        return {n: _array(n, each) for n, each in zip(names, answers, strict=True)}
+        for (name, array), tensor in zip(inputs.items(), tensors, strict=True):
+            if not np.array_equal(array, tensor.numpy()):
+                raise SpecError(
+                    "a network that leaves its inputs as they are",
+                    got=f"{name!r} is another after forward()",
+                    fix="write x = x + 1 in place of x += 1, and clone() before methods that end "
+                    "with an underscore",
+                )
+        return {name: _array(name, tensor) for name, tensor in found.items()}
 
     return ask
 

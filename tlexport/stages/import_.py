@@ -171,7 +171,8 @@ def _find_out(taken: Imported, ask: _probing.Ask, options: ImportOptions) -> _Fo
     _probing.hold_steady(
         model, inputs, lambda a, b: _unsteady.blame(network, a, b) if network is not None else ""
     )
-    raw_names, outputs = _named(tuple(_as_written(t, taken.outputs) for t in outputs), options)
+    outputs = tuple(_as_written(tensor, taken.outputs) for tensor in outputs)
+    raw_names, outputs = _named(outputs, options, {tensor.name for tensor in model.inputs})
     found = _golden.asked(ask, inputs, BATCH if model.batched else 1)
     answers = {t.name: found[raw] for raw, t in zip(raw_names, outputs, strict=True)}
     _hold_labels(taken, outputs)
@@ -206,12 +207,12 @@ def _as_written(seen: TensorSpec, written: tuple[TensorSpec, ...]) -> TensorSpec
 
 
 def _named(
-    outputs: tuple[TensorSpec, ...], options: ImportOptions
+    outputs: tuple[TensorSpec, ...], options: ImportOptions, inputs: set[str]
 ) -> tuple[list[str], tuple[TensorSpec, ...]]:
     """The outputs to keep by their own names, and as the user calls them.
 
     Raises:
-        OptionError: names that choose nothing, and not as many as there are.
+        OptionError: names that choose nothing, and not as many as there are; or that are taken.
     """
     own = [tensor.name for tensor in outputs]
     wanted = list(options.output_names) or own
@@ -230,6 +231,13 @@ def _named(
             f"some of the outputs {', '.join(own)}, or a name for each",
             got=f"--output-name {' --output-name '.join(wanted)}",
             fix="name outputs that there are to choose, or all to rename them",
+        )
+    taken = {name for name in wanted if wanted.count(name) > 1 or name in inputs}
+    if taken:
+        raise OptionError(
+            "names of outputs that nothing else has",
+            got=f"{', '.join(sorted(taken))} twice, or for an input too",
+            fix=f"name all {len(wanted)} outputs: --output-name NAME, once per output, in order",
         )
     by_name = {tensor.name: tensor for tensor in outputs}
     pairs = zip(wanted, chosen, strict=True)
