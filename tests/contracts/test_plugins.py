@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 import torch
 
 from tlexport import plugins
+from tlexport.backbones import Pretrained
 from tlexport.bundle import Artifact, Bundle, digest_of
 from tlexport.errors import OptionError, TlexportError
 from tlexport.options import ExportOptions, ImportOptions, RuntimeOptions
@@ -119,8 +121,23 @@ def test_a_target_writes_what_it_tells(name: str, bundle: Bundle, tmp_path: Path
     assert artifact.triton_backend
 
 
+SMALL = {"timm": "mobilenetv3_small_050", "torchvision": "mobilenet_v3_small"}
+"""A small network of each source; `transformers` is given a folder, others their first."""
+
+
+def question(pretrained: Pretrained) -> tuple[torch.Tensor, ...]:
+    """Two inputs as `Pretrained.module` of that modality takes them."""
+    if pretrained.modality == "image":
+        return (torch.zeros(2, 3, *pretrained.preprocess["size"]),)
+    if pretrained.modality == "text":
+        return (torch.ones(2, 5, dtype=torch.int64),) * 2
+    samples = torch.zeros(2, pretrained.preprocess["shortest"])
+    masked = (torch.ones_like(samples, dtype=torch.bool),)
+    return (samples, *(masked if pretrained.preprocess["mask"] else ()))
+
+
 @pytest.mark.parametrize("name", plugins.names("backbones"))
-def test_a_backbone_source_lists_builds_and_refuses(name: str) -> None:
+def test_a_backbone_source_lists_builds_and_refuses(name: str, tiny_bert: Path) -> None:
     source = plugins.load("backbones", name)
     listed = source.names()
     assert listed
@@ -128,15 +145,20 @@ def test_a_backbone_source_lists_builds_and_refuses(name: str) -> None:
     assert callable(source.fetch)
     with pytest.raises(OptionError, match="did you mean"):
         source.build(listed[0] + "x")
-    small = next(n for n in listed if "mobilenet" in n and "small" in n)
+    small = str(tiny_bert) if name == "transformers" else SMALL.get(name, listed[0])
     pretrained = source.build(small)
-    before = set(pretrained.module.state_dict())
-    assert any(key.startswith(pretrained.spare) for key in before)
+    again = source.build(small, json.loads(json.dumps(pretrained.recipe)))
+    shapes = [{k: v.shape for k, v in p.module.state_dict().items()} for p in (pretrained, again)]
+    assert shapes[0] == shapes[1]
     pretrained.behead(pretrained.module)
     pretrained.module.eval()
     with torch.inference_mode():
-        features = pretrained.module(torch.zeros(2, 3, *pretrained.preprocess["size"]))
-    assert features.ndim == 2
+        features = pretrained.module(*question(pretrained))
+    if pretrained.modality == "audio":
+        features, valid = features
+        assert valid.shape == features.shape[:2]
+    assert features.ndim == (2 if pretrained.modality == "image" else 3)
+    assert len(features) == 2
     assert not any(k.startswith(pretrained.spare) for k in pretrained.module.state_dict())
 
 

@@ -11,8 +11,11 @@ import pytest
 import torch
 import transformers
 from PIL import Image
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
 
-from tlexport import networks, plugins
+from tlexport import networks
 from tlexport.bundle import Bundle
 from tlexport.errors import BundleError, DataError, OptionError
 from tlexport.importers import _hub_folder, _sequences
@@ -76,8 +79,12 @@ def bert(folder: Path, kind="SequenceClassification", **config):
     )
     model.save_pretrained(folder)
     vocabulary = {f"w{number}": number for number in range(50)}
-    tokenizer = {"model": {"type": "WordLevel", "vocab": vocabulary, "unk_token": "w1"}}
-    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    words = Tokenizer(WordLevel(vocabulary, unk_token="w1"))
+    words.pre_tokenizer = Whitespace()
+    fast = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=words, unk_token="w1", pad_token="w0", model_max_length=100
+    )
+    fast.save_pretrained(folder)
     return model
 
 
@@ -120,9 +127,9 @@ def test_a_text_classifier_brings_labels_and_tokenizer(take, tmp_path):
         "attention_mask:int64[batch,sequence]=0..1",
     )
     bundle = Bundle(tmp_path / "b")
-    known = "text-classification" in plugins.names("tasks")
-    assert bundle.spec.task == ("text-classification" if known else "tensors")
-    assert known or "token ids are taken, not texts" in report.notes[0]
+    assert bundle.spec.task == "text-classification"
+    told = predict(tmp_path / "b", [bundle.raw(sample) for sample in bundle.manifest.golden])
+    assert {p.labels[0] for p in told.predictions} <= set(NAMES.values())
     assert list(bundle.files()) == ["tokenizer.json"]
     assert bundle.spec.preprocess["max_length"] == 40
     assert bundle.spec.preprocess["padding_side"] == "right"
@@ -170,6 +177,18 @@ DECODERS = {
 }
 
 
+def test_an_encoder_answers_alike_wherever_the_padding_is(tmp_path):
+    model = bert(tmp_path / "bert", **LABELS)
+    wrapped = _sequences.classifier(model)
+    ids = torch.randint(1, 50, (3, 6))
+    ones, zeros = torch.ones(3, 6, dtype=torch.int64), torch.zeros(3, 4, dtype=torch.int64)
+    with torch.inference_mode():
+        wanted = model(ids).logits
+        for padded, mask in (((ids, zeros), (ones, zeros)), ((zeros, ids), (zeros, ones))):
+            found = wrapped(torch.cat(padded, 1), torch.cat(mask, 1))
+            torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-5)
+
+
 @pytest.mark.parametrize("name", DECODERS)
 def test_a_decoder_pools_the_last_real_token_wherever_the_padding_is(name):
     model = lively(DECODERS[name]())
@@ -202,6 +221,15 @@ def test_a_decoder_goes_through_the_stages_without_argmax(take, tmp_path):
 
 def edit(path: Path, **changes) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def test_without_a_tokenizer_ids_are_taken(take, tmp_path):
+    bert(tmp_path / "bert", **LABELS)
+    for path in (tmp_path / "bert").glob("tokenizer*"):
+        path.unlink()
+    report = take(huggingface=str(tmp_path / "bert"))
+    assert (report.task, report.labels) == ("tensors", ("bad", "so so", "good"))
+    assert "token ids are taken, not texts" in report.notes[0]
 
 
 def test_code_in_the_folder_is_not_run_unasked(take, tmp_path):

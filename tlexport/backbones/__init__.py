@@ -34,7 +34,7 @@ class Pretrained:
     `spare` are the prefixes of weights that are not needed then: the classifier's and those of
     heads that only training uses. `preprocess` are the numbers of `preprocess/` (of images also
     `mean` and `std` of values scaled to 0 .. 1), `files` what it needs besides, by name. `recipe`
-    is plain data.
+    is plain data, `home` where `fetch` finds the weights, in the user's words.
     """
 
     module: torch.nn.Module
@@ -44,6 +44,7 @@ class Pretrained:
     modality: Literal["image", "text", "audio"] = "image"
     recipe: dict[str, Any] = dataclasses.field(default_factory=dict)
     files: Mapping[str, bytes] = dataclasses.field(default_factory=dict)
+    home: str = "hub"
 
 
 def image_numbers(

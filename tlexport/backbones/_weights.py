@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import importlib.metadata
+import itertools
 import pickle
 import warnings
 from collections.abc import Callable
@@ -38,7 +39,7 @@ def load(pretrained: Pretrained, request: str | None, fetch: Callable[[], State]
     if request == "random":
         return "random"
     if request in (None, "hub"):
-        state, source = _from_hub(fetch), "hub"
+        state, source = _from_home(fetch, pretrained.home), pretrained.home
     else:
         path = _in_package(request[8:]) if request.startswith("package:") else Path(request)
         state, source = read(path), request if request.startswith("package:") else path.name
@@ -111,14 +112,15 @@ def _state_of(found: Any, path: Path) -> State:
     return tensors
 
 
-def _from_hub(fetch: Callable[[], State]) -> State:
+def _from_home(fetch: Callable[[], State], home: str) -> State:
     try:
         return fetch()
     except (OSError, RuntimeError, ValueError) as error:  # what URL and hub libraries raise
         raise OptionError(
-            "pre-trained weights from the hub",
+            f"pre-trained weights from the {home}",
             got=f"{type(error).__name__}: {_first_line(error)}",
-            fix="check the network, or pass --weights FILE, package:NAME or random",
+            fix="check the network or the folder (safetensors alone are read), or pass --weights "
+            "FILE, package:NAME or random",
         ) from error
 
 
@@ -170,14 +172,19 @@ def _fit(pretrained: Pretrained, state: State, source: str) -> str:
 
 
 def _without_prefix(state: State, wanted: State) -> State:
-    """Take off what wrappers put before each name (module., model., backbone. ...)."""
+    """Take off what wrappers put before each name (module., model., backbone. ...).
+
+    What this network's own wrapper puts before each is put on.
+    """
+    firsts = {key.partition(".")[0] for key in wanted}
+    own = f"{firsts.pop()}." if len(firsts) == 1 else ""
     best, hits = state, sum(key in wanted for key in state)
     prefixes = {""}
     for key in state:
         parts = key.split(".")
         prefixes |= {".".join(parts[:depth]) + "." for depth in (1, 2) if len(parts) > depth}
-    for prefix in prefixes:
-        cut = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+    for prefix, on in itertools.product(prefixes, {"", own}):
+        cut = {on + k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
         found = sum(key in wanted for key in cut)
         if found > hits:
             best, hits = cut, found

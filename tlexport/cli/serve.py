@@ -70,5 +70,5 @@ def draw(report: ServeReport, console: Console) -> None:
     console.print(f"gRPC {report.grpc}  HTTP {report.http}  metrics {report.metrics}")
     console.print(f"try:  curl -i http://{report.http}/v2/health/ready")
     named = f" --model {escape(report.models[0].name)}" if len(report.models) > 1 else ""
-    console.print(f"next: tlexport predict triton@{report.grpc} IMAGE{named}")
+    console.print(f"next: tlexport predict triton@{report.grpc} FILE{named}")
     console.print("Ctrl-C stops it.")

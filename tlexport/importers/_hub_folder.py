@@ -78,26 +78,6 @@ def labels(found: dict[str, Any], count: int) -> tuple[str, ...]:
     return tuple(named[number] for number in range(count))
 
 
-def tokenizer(folder: Path, found: dict[str, Any]) -> tuple[dict[str, bytes], dict[str, Any]]:
-    """tokenizer.json and the numbers of text preprocessing; nothing where there is none."""
-    path = folder / "tokenizer.json"
-    if not is_file(path):
-        return {}, {}
-    content = path.read_bytes()
-    settings = folder / "tokenizer_config.json"
-    told = read(settings) if is_file(settings) else {}
-    positions = found.get("max_position_embeddings") or found.get("n_positions") or 512
-    longest = told.get("model_max_length") or positions
-    pad = found.get("pad_token_id")
-    numbers = {
-        "max_length": int(min(longest, positions, 512)),
-        "pad_id": int(pad) if pad is not None else 0,
-        "padding_side": told.get("padding_side") or "right",
-        "tokenizer_sha256": hashlib.sha256(content).hexdigest(),
-    }
-    return {"tokenizer.json": content}, numbers
-
-
 def texts(files: Mapping[str, bytes], count: int, rng: np.random.Generator) -> list[Raw]:
     """Texts of words out of the tokenizer's own vocabulary, of any length, all different."""
     vocabulary = json.loads(files["tokenizer.json"])["model"]["vocab"]

@@ -9,7 +9,11 @@ import torch
 
 
 class Encoder(torch.nn.Module):
-    """A classifier that pools for itself: BERT and its kin."""
+    """A classifier that pools for itself: BERT and its kin.
+
+    They take the first token for the one to pool and count positions from there, so what is padded
+    on the left is turned round to the right first; other rows stay as they are.
+    """
 
     def __init__(self, model: torch.nn.Module) -> None:
         super().__init__()
@@ -17,7 +21,12 @@ class Encoder(torch.nn.Module):
 
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> Any:
         """input_ids, attention_mask: int64 [batch, sequence] -> logits [batch, labels]."""
-        return self.model(input_ids=input_ids, attention_mask=attention_mask).logits
+        before = (attention_mask.cumsum(1) == 0).sum(1, keepdim=True)
+        places = torch.arange(input_ids.shape[1], device=input_ids.device)
+        turned = places + before
+        turned = torch.where(turned < input_ids.shape[1], turned, turned - input_ids.shape[1])
+        ids, mask = (torch.gather(each, 1, turned) for each in (input_ids, attention_mask))
+        return self.model(input_ids=ids, attention_mask=mask).logits
 
 
 class Decoder(torch.nn.Module):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
+import types
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,11 +14,10 @@ from typing import Any
 import torch
 import transformers
 
-from tlexport import plugins
+from tlexport.backbones import _tokenizer
 from tlexport.bundle import Bundle
 from tlexport.errors import BundleError, DataError, OptionError
 from tlexport.importers import (
-    ANY_SIZE,
     Bounds,
     Imported,
     _declared,
@@ -241,7 +241,7 @@ def _images_of(model: Any, folder: Path, record: dict[str, Any]) -> Imported:
 
 
 def _texts_of(model: Any, folder: Path, record: dict[str, Any], options: ImportOptions) -> Imported:
-    files, numbers = _hub_folder.tokenizer(folder, model.config.to_dict())
+    numbers, files = _tokenizer_of(folder, model.config)
     inputs = tuple(
         TensorSpec(name=name, dtype="int64", shape=("batch", "sequence"), legal=(0, most))
         for name, most in (("input_ids", model.config.vocab_size - 1), ("attention_mask", 1))
@@ -256,10 +256,9 @@ def _texts_of(model: Any, folder: Path, record: dict[str, Any], options: ImportO
     }
     notes = _task_notes(model)
     task = "text-classification"
-    if not (classifies and files and task in plugins.names("tasks")):
+    if not (classifies and files):
         if classifies:
-            why = f"no task {task} here" if files else "no tokenizer.json in the folder"
-            notes.append(f"{why}: token ids are taken, not texts")
+            notes.append("no tokenizer that fits in the folder: token ids are taken, not texts")
         task = "tensors"
     return Imported(
         network=_wrapped(model, record, {}).eval(),
@@ -279,9 +278,19 @@ def _texts_of(model: Any, folder: Path, record: dict[str, Any], options: ImportO
     )
 
 
+def _tokenizer_of(folder: Path, config: Any) -> tuple[dict[str, Any], dict[str, bytes]]:
+    """Numbers and files of text preprocessing; nothing where the folder has no tokenizer."""
+    try:
+        return _tokenizer.read(str(folder), config)
+    except DataError:
+        return {}, {}
+
+
 def _longest(model: Any, numbers: dict[str, Any]) -> Bounds:
-    most = numbers.get("max_length") or getattr(model.config, "max_position_embeddings", None)
-    return {"sequence": (1, int(most))} if most else {"sequence": ANY_SIZE}
+    """As many tokens as preprocessing keeps, else as the model has positions."""
+    unknown = types.SimpleNamespace(model_max_length=None)
+    most = numbers.get("max_length") or _tokenizer.limit(model.config, unknown)
+    return {"sequence": (1, int(most))}
 
 
 def _others_of(

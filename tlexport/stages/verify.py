@@ -229,7 +229,7 @@ class _Inquiry:
         asked = np.array(probe.same_as or range(size))
         self._compare(probe.name, size, asked, (want, got))
         if probe.same_as and alone is not None:
-            self._compare(probe.name, size, asked, (rows(alone, asked), got))
+            self._compare(f"{probe.name}, alone", size, asked, (rows(alone, asked), got))
 
     def _one_by_one(self, runtime: Runtime) -> dict[str, np.ndarray]:
         """Answers to all golden samples, each asked alone."""

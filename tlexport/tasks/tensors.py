@@ -15,7 +15,16 @@ from tlexport.bundle import Bundle
 from tlexport.errors import OptionError
 from tlexport.options import DataOptions, TrainOptions
 from tlexport.spec import ModelSpec, Probe, Tensors, rows
-from tlexport.tasks import Decisions, Examples, Learner, Loaded, Source, _class_folders, _classify
+from tlexport.tasks import (
+    Decisions,
+    Examples,
+    Learner,
+    Loaded,
+    Scorer,
+    Source,
+    _class_folders,
+    _classify,
+)
 
 NAME = "tensors"
 ARRAYS = _class_folders.Kind(suffixes={".npz", ".npy"}, name="arrays")
@@ -165,7 +174,7 @@ def decide(spec: ModelSpec, outputs: Tensors) -> Decisions:
     )
 
 
-def scorer(spec: ModelSpec) -> _classify.ClassScorer:
+def scorer(spec: ModelSpec) -> Scorer:
     """Counts decisions against the truth."""
     return _classify.scorer(spec)
 
