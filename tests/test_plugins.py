@@ -37,7 +37,9 @@ def test_the_files_of_a_folder_are_its_plug_ins(folder, some):
     assert set(names) >= some
     assert names == sorted(names)
     assert not [name for name in names if name.startswith("_")]
-    files = {path.stem.replace("_", "-") for path in (plugins.ROOT / folder).glob("[!_]*.py")}
+    files = {
+        path.stem.rstrip("_").replace("_", "-") for path in (plugins.ROOT / folder).glob("[!_]*.py")
+    }
     assert set(names) == files
 
 

@@ -4,6 +4,7 @@ The verbs are functions of the same name as the commands:
 
     tlexport.run(data, output)             the whole job
     tlexport.train(data, output)           labelled examples -> bundle
+    tlexport.import_model(output, options) a model you already have -> bundle
     tlexport.evaluate(bundle, data)        how often a runtime is right
     tlexport.export(bundle)                bundle -> artifact
     tlexport.verify(bundle)                two runtimes asked the same
@@ -24,6 +25,7 @@ __version__ = "0.1.0"
 _PLACES = {
     "run": "tlexport.pipeline",
     "train": "tlexport.stages.train",
+    "import_model": "tlexport.stages.import_",
     "evaluate": "tlexport.stages.evaluate",
     "export": "tlexport.stages.export",
     "verify": "tlexport.stages.verify",

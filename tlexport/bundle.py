@@ -1,7 +1,8 @@
 """The folder that travels from stage to stage.
 
 bundle.json                    what the model is: Manifest
-weights.safetensors            the fine-tuned network, head included (`Manifest.weights`)
+weights.safetensors            the network, head included (`Manifest.weights`: or program.pt2,
+                               model.onnx for what was imported so)
 preprocess/...                 what preprocessing needs besides numbers, such as tokenizer.json
 golden/inputs.safetensors      preprocessed held-out inputs, one row a sample
 golden/outputs.safetensors     what the original answers to them
@@ -12,23 +13,28 @@ reports/<kind>.json
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import msgspec
 import numpy as np
 import safetensors.numpy
 from safetensors import SafetensorError
 
+from tlexport.environment import versions
 from tlexport.errors import BundleError
-from tlexport.files import atomic_folder, sha256_of, sha256_of_json, write_atomic
+from tlexport.files import atomic_folder, sha256_of, sha256_of_json, text_of, write_atomic
 from tlexport.spec import ModelSpec, Tensors
 
 FORMAT = 1
 FILES = "preprocess"
+LONGEST_NAME = 60
+"""Characters kept of a golden file's name: with a number before it, it still is a legal name."""
+
 Report = TypeVar("Report", bound=msgspec.Struct)
 
 
@@ -50,8 +56,10 @@ class Golden(msgspec.Struct, frozen=True, kw_only=True):
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     """What the model is. `network` is what its maker needs to build it again: names and numbers.
 
-    `weights` is the file below the bundle that holds them, `files` those of preprocess/ with
-    their sha256. `original` is False where there is no network in PyTorch to compare with.
+    `weights` is the file below the bundle that holds them, `beside` what belongs to it (data of an
+    ONNX file above 2 GB) and `files` those of preprocess/, each with its sha256. `original` is
+    False where there is no network in PyTorch to compare with, and `answered_by` says whose answers
+    the golden outputs are: the original's, those that came with the samples, or the file's own.
     """
 
     spec: ModelSpec
@@ -61,8 +69,10 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     golden: tuple[GoldenSample, ...]
     versions: dict[str, str]
     weights: str = "weights.safetensors"
+    beside: dict[str, str] = {}
     files: dict[str, str] = {}
     original: bool = True
+    answered_by: Literal["original", "samples", "file"] = "original"
     format: int = FORMAT
 
 
@@ -123,6 +133,8 @@ class Bundle:
         """
         path = self.root / self.manifest.weights
         self._hold(path, self.manifest.weights_sha256)
+        for name, digest in self.manifest.beside.items():
+            self._hold(self.root / name, digest)
         return path
 
     def files(self) -> dict[str, bytes]:
@@ -232,6 +244,57 @@ class Bundle:
         )
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Raw:
+    """A golden input as it came: the name of its file, its bytes, its label if it has one."""
+
+    name: str
+    content: bytes
+    label: str = ""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Draft:
+    """All of a bundle but its weights, which its maker has put into the folder."""
+
+    spec: ModelSpec
+    network: dict[str, Any]
+    inputs: Tensors
+    outputs: Tensors
+    raw: Sequence[Raw]
+    files: Mapping[str, bytes] = dataclasses.field(default_factory=dict)
+    weights: str = "weights.safetensors"
+    beside: Sequence[str] = ()
+    original: bool = True
+    answered_by: Literal["original", "samples", "file"] = "original"
+
+
+def fill(folder: Path, draft: Draft) -> Bundle:
+    """Make a bundle of `folder`, where the weights are already."""
+    write_tensors(folder / "golden" / "inputs.safetensors", draft.inputs)
+    write_tensors(folder / "golden" / "outputs.safetensors", draft.outputs)
+    samples = []
+    for number, raw in enumerate(draft.raw):
+        name = f"{number:03d}-{text_of(raw.name[-LONGEST_NAME:])}"
+        write_atomic(folder / "golden" / "raw" / name, raw.content)
+        samples.append(GoldenSample(file=name, label=raw.label))
+    manifest = Manifest(
+        spec=draft.spec,
+        network=draft.network,
+        weights=draft.weights,
+        weights_sha256=sha256_of(folder / draft.weights),
+        beside={name: sha256_of(folder / name) for name in draft.beside},
+        golden_sha256=golden_digest(folder / "golden"),
+        golden=tuple(samples),
+        files=write_files(folder, draft.files),
+        versions=versions(),
+        original=draft.original,
+        answered_by=draft.answered_by,
+    )
+    write_atomic(folder / "bundle.json", encode(manifest))
+    return Bundle(folder)
+
+
 def golden_digest(folder: Path) -> str:
     """Digest of the golden tensors, inputs and outputs."""
     return digest_of(folder, ("inputs.safetensors", "outputs.safetensors"))
@@ -276,7 +339,7 @@ def _read(path: Path, type_: type[Report], what: str) -> Report:
         raise BundleError(
             f"{what} with {path.name}",
             got=f"no {path.name} in {str(path.parent)!r}",
-            fix="name the folder that `tlexport train -o` wrote",
+            fix="name the folder that `tlexport train -o` or `tlexport import -o` wrote",
         ) from error
     except (OSError, msgspec.DecodeError) as error:
         raise BundleError(

@@ -16,6 +16,11 @@ Exit code 4 is kept for a measurement that is not stable.
 
 from __future__ import annotations
 
+import itertools
+import sysconfig
+import traceback
+from pathlib import Path
+
 
 class TlexportError(Exception):
     """An error in three parts: what was expected, what came, what to do."""
@@ -84,3 +89,20 @@ class SpecError(TlexportError):
     """Tensors are not what the model declares."""
 
     exit_code = 11
+
+
+def place_of(error: BaseException | None = None) -> str:
+    """Where in the user's own code it happened, as " (net.py, line 12: ...)"; "" if nowhere.
+
+    Without an error: what is being run now.
+    """
+    libraries = (sysconfig.get_paths()["purelib"], sysconfig.get_paths()["stdlib"], "<")
+    ours = str(Path(__file__).parent)
+    stack = traceback.extract_tb(error.__traceback__) if error else traceback.extract_stack()
+    inner = itertools.dropwhile(lambda frame: frame.filename.startswith(ours), reversed(stack))
+    for frame in inner:
+        if frame.filename.startswith(ours):  # further out is who called us
+            return ""
+        if not frame.filename.startswith(libraries):
+            return f" ({Path(frame.filename).name}, line {frame.lineno}: {frame.line})"
+    return ""

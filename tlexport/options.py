@@ -2,40 +2,16 @@
 
 from __future__ import annotations
 
-import re
-import typing
 from typing import Annotated, Literal
 
 import msgspec
 from msgspec import Meta
 
+from tlexport.checks import check as check
+from tlexport.checks import check_name as check_name
 from tlexport.errors import OptionError
 
 Count = Annotated[int, Meta(ge=1)]
-
-
-def check(record: msgspec.Struct) -> None:
-    """Hold every field against its declared type and limits; tell all faults together.
-
-    Raises:
-        OptionError: naming each field, its limits and the value that came.
-    """
-    faults = []
-    for name, kind in typing.get_type_hints(type(record), include_extras=True).items():
-        value = getattr(record, name)
-        try:
-            msgspec.convert(value, kind)
-        except msgspec.ValidationError as error:
-            faults.append((name, str(error), value))
-        else:
-            if value == float("inf"):
-                faults.append((name, "Expected a finite number", value))
-    if faults:
-        raise OptionError(
-            "; ".join(f"--{name.replace('_', '-')}: {text}" for name, text, _ in faults),
-            got=", ".join(f"{name}={value!r}" for name, _, value in faults),
-            fix="change these options",
-        )
 
 
 class DataOptions(msgspec.Struct, frozen=True, kw_only=True):
@@ -132,18 +108,63 @@ class TrainOptions(msgspec.Struct, frozen=True, kw_only=True):
             check_name(self.name)
 
 
-def check_name(name: str) -> None:
-    """Refuse a model name that Triton's shell commands or folder scan would trip over.
+class ImportOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """Which model to take in, and what it takes; exactly one of the first five is set."""
 
-    Raises:
-        OptionError: the name is not made of A-Z a-z 0-9 _ . - or starts with a dot or dash.
-    """
-    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", name):
-        raise OptionError(
-            "a model name of letters, digits, '_', '.' and '-'",
-            got=repr(name),
-            fix="pass --name with such a name: it becomes a folder, a URL and a shell argument",
-        )
+    module: Annotated[
+        str | None,
+        Meta(description="PACKAGE.MODULE:FACTORY, a function that returns your torch.nn.Module"),
+    ] = None
+    huggingface: Annotated[
+        str | None, Meta(description="folder that `save_pretrained` of transformers wrote")
+    ] = None
+    backbone: Annotated[
+        str | None,
+        Meta(description="SOURCE/NAME of a torchvision or timm network, with --weights"),
+    ] = None
+    pt2: Annotated[str | None, Meta(description="file that `torch.export.save` wrote")] = None
+    onnx: Annotated[str | None, Meta(description="ONNX file that another tool wrote")] = None
+    weights: Annotated[
+        str | None, Meta(description="state dict: a safetensors file or torch checkpoint")
+    ] = None
+    inputs: Annotated[
+        tuple[str, ...],
+        Meta(
+            description="NAME:DTYPE[AXES], and =LOW..HIGH where its values have a range, such as "
+            "ids:int64[batch,sequence<=512]=0..30521; once per input"
+        ),
+    ] = ()
+    output_names: Annotated[
+        tuple[str, ...],
+        Meta(
+            description="an output to keep, or its new name; once per output; default: all, "
+            "by the model's own names"
+        ),
+    ] = ()
+    labels: Annotated[str | None, Meta(description="file with a label a line")] = None
+    samples: Annotated[
+        str | None,
+        Meta(
+            description="real inputs: FILE.npz with arrays by name (answers too, if there are), "
+            "or a folder of them or of images"
+        ),
+    ] = None
+    name: Annotated[
+        str | None, Meta(description="the model's name in the repository; default: the bundle's")
+    ] = None
+    golden: Annotated[
+        int, Meta(description="samples kept in the bundle, or drawn where none are given", ge=1)
+    ] = 32
+    seed: Annotated[int, Meta(description="fixes what is drawn", ge=0, le=2**32 - 1)] = 0
+    trust_remote_code: Annotated[
+        bool, Meta(description="run Python code that lies in the Hugging Face folder")
+    ] = False
+    force: Annotated[bool, Meta(description="replace an existing bundle")] = False
+
+    def __post_init__(self) -> None:
+        check(self)
+        if self.name is not None:
+            check_name(self.name)
 
 
 class ExportOptions(msgspec.Struct, frozen=True, kw_only=True):
@@ -203,7 +224,10 @@ class RuntimeOptions(msgspec.Struct, frozen=True, kw_only=True):
 class EvaluateOptions(msgspec.Struct, frozen=True, kw_only=True):
     """Whom to ask about labelled examples."""
 
-    runtime: Annotated[str, Meta(description="who answers, NAME@WHERE")] = "eager@cpu"
+    runtime: Annotated[
+        str | None,
+        Meta(description="who answers, NAME@WHERE; default: the original, eager@cpu, if there is"),
+    ] = None
     against: Annotated[
         str, Meta(description="whom to compare with on the same examples, NAME@WHERE, or none")
     ] = "eager@cpu"
@@ -234,9 +258,13 @@ class PredictOptions(msgspec.Struct, frozen=True, kw_only=True):
 class VerifyOptions(msgspec.Struct, frozen=True, kw_only=True):
     """How strictly to compare."""
 
-    reference: Annotated[str, Meta(description="the runtime that is right, NAME@WHERE")] = (
-        "eager@cpu"
-    )
+    reference: Annotated[
+        str | None,
+        Meta(
+            description="the runtime that is right, NAME@WHERE; default: the original, eager@cpu; "
+            "of an imported ONNX file its stored answers, else itself unoptimised"
+        ),
+    ] = None
     candidate: Annotated[str, Meta(description="the runtime to be proven equal")] = "ort@cpu"
     tolerance: Annotated[
         float,
@@ -306,11 +334,12 @@ class BenchOptions(msgspec.Struct, frozen=True, kw_only=True):
     """What to ask, how often, of whom."""
 
     runtimes: Annotated[
-        tuple[str, ...], Meta(description="NAME@WHERE, the first is the yardstick", min_length=1)
-    ] = (
-        "eager@cpu",
-        "ort@cpu",
-    )
+        tuple[str, ...],
+        Meta(
+            description="NAME@WHERE, the first is the yardstick; default: the original (eager@cpu, "
+            "or an imported ONNX file unoptimised) and ort@cpu"
+        ),
+    ] = ()
     batches: Annotated[tuple[Count, ...], Meta(description="batch sizes", min_length=1)] = (1, 8)
     concurrency: Annotated[int, Meta(description="requests in flight (closed loop)", ge=1)] = 1
     rounds: Annotated[

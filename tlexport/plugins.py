@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import keyword
 import pkgutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,7 +18,13 @@ ROOT = Path(__file__).parent
 def names(folder: str) -> list[str]:
     """The plug-ins of `tlexport/<folder>/`, listed without importing any."""
     found = (module.name for module in pkgutil.iter_modules([str(ROOT / folder)]))
-    return sorted(name.replace("_", "-") for name in found if not name.startswith("_"))
+    return sorted(n.rstrip("_").replace("_", "-") for n in found if not n.startswith("_"))
+
+
+def module_of(folder: str, name: str) -> str:
+    """The module of a plug-in; one that is called as a word of Python's has a `_` at its end."""
+    file = name.replace("-", "_") + ("_" if keyword.iskeyword(name) else "")
+    return f"tlexport.{folder}.{file}"
 
 
 def load(folder: str, name: str) -> ModuleType:
@@ -31,7 +38,7 @@ def load(folder: str, name: str) -> ModuleType:
     if name not in known:
         raise unknown(folder.rstrip("s"), name, known)
     try:
-        return importlib.import_module(f"tlexport.{folder}.{name.replace('-', '_')}")
+        return importlib.import_module(module_of(folder, name))
     except Exception as error:  # libraries raise anything while they load
         library = error.name if isinstance(error, ImportError) else None
         if library is not None and library.split(".")[0] == "tlexport":

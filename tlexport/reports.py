@@ -52,6 +52,26 @@ class TrainReport(msgspec.Struct, frozen=True, kw_only=True):
     seed: int
 
 
+class ImportReport(msgspec.Struct, frozen=True, kw_only=True):
+    """What was taken in: tensors as NAME DTYPE [AXES].
+
+    `samples` says where the golden samples came from, `reference` which runtime `verify` holds
+    every other against.
+    """
+
+    bundle: str
+    importer: str
+    source: str
+    task: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    labels: tuple[str, ...]
+    samples: str
+    golden: int
+    reference: str
+    notes: tuple[str, ...]
+
+
 class ExportReport(msgspec.Struct, frozen=True, kw_only=True):
     """What was written, and who can read it; opset and IR version where the target has them."""
 

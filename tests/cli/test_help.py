@@ -56,7 +56,7 @@ def test_help_lists_every_command_in_the_order_of_the_work():
     ran = tlexport("--help")
     assert (ran.returncode, ran.stderr) == (0, "")
     assert "Example:" in ran.stdout
-    listed = re.findall(r"^  ([a-z-]+)  +\S", ran.stdout.partition("Commands:")[2], re.MULTILINE)
+    listed = re.findall(r"^  ([a-z0-9-]+)  +\S", ran.stdout.partition("Commands:")[2], re.MULTILINE)
     assert sorted(listed) == COMMANDS
     assert listed[: len(ORDER)] == ORDER
     assert tlexport("-h").stdout == ran.stdout
@@ -68,7 +68,7 @@ def test_every_command_explains_itself_with_an_example_that_parses(command):
     assert (ran.returncode, ran.stderr) == (0, "")
     example = ran.stdout.partition("Example:\n")[2].splitlines()[0].split()
     assert example[:2] == ["tlexport", command]
-    flags = set(re.findall(r"(?<!\S)(--[a-z-]+)", ran.stdout))
+    flags = set(re.findall(r"(?<!\S)(--[a-z0-9-]+)", ran.stdout))
     assert {part for part in example if part.startswith("--")} <= flags
     assert "--json" in flags
     options = ran.stdout.partition("Options:\n")[2]
@@ -158,7 +158,7 @@ def test_commands_are_completed():
 def test_options_are_completed(command):
     found = completed(command, "--")
     assert {"--json", "--help"} <= set(found)
-    listed = set(re.findall(r"(?<!\S)(--[a-z-]+)", tlexport(command, "--help").stdout))
+    listed = set(re.findall(r"(?<!\S)(--[a-z0-9-]+)", tlexport(command, "--help").stdout))
     assert set(found) <= listed
 
 

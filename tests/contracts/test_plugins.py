@@ -16,7 +16,7 @@ from tlexport import plugins
 from tlexport.backbones import Pretrained
 from tlexport.bundle import Artifact, Bundle, digest_of
 from tlexport.errors import OptionError, TlexportError
-from tlexport.options import ExportOptions, RuntimeOptions
+from tlexport.options import ExportOptions, ImportOptions, RuntimeOptions
 from tlexport.runtimes import Runtime, connect
 from tlexport.spec import ModelSpec, rows
 from tlexport.stages.package import package
@@ -180,6 +180,18 @@ def test_a_task_offers_what_the_stages_call(name: str) -> None:
     task = plugins.load("tasks", name)
     offered = {verb: list(inspect.signature(getattr(task, verb)).parameters) for verb in TASK}
     assert offered == TASK
+
+
+@pytest.mark.parametrize("name", plugins.names("importers"))
+def test_an_importer_is_an_option_and_offers_what_the_stage_calls(name: str) -> None:
+    importer = plugins.load("importers", name)
+    assert list(inspect.signature(importer.read).parameters) == ["options"]
+    assert list(inspect.signature(importer.network).parameters) == ["bundle"]
+    assert getattr(ImportOptions(), name) is None
+    with pytest.raises(TlexportError) as caught:
+        importer.read(ImportOptions(**{name: "nothing/of this name"}))
+    assert caught.value.exit_code != 1
+    assert caught.value.fix
 
 
 def test_a_task_builds_the_network_that_made_the_golden_outputs(bundle: Bundle) -> None:

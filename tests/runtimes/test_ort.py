@@ -16,6 +16,7 @@ from tlexport.errors import (
 )
 from tlexport.options import RuntimeOptions
 from tlexport.runtimes import connect
+from tlexport.runtimes import ort as ort_runtime
 
 
 @pytest.fixture
@@ -177,3 +178,22 @@ def test_closed_is_closed(bundle):
     runtime.close()
     with pytest.raises(OptionError, match="closed"):
         runtime({"images": small_bundles.images(1)})
+
+
+@pytest.mark.parametrize(("where", "level"), [("cpu", "ENABLE_ALL"), ("cpu-plain", "DISABLE_ALL")])
+def test_plain_optimises_nothing(bundle, monkeypatch, where, level):
+    asked = []
+    load = ort_runtime._load
+
+    def spy(file, settings, providers):
+        asked.append(settings.graph_optimization_level.name)
+        return load(file, settings, providers)
+
+    monkeypatch.setattr(ort_runtime, "_load", spy)
+    opened = connect(f"ort@{where}", bundle, RuntimeOptions())
+    wanted = small_bundles.answers(small_bundles.Tiny().eval(), small_bundles.images(3))
+    found = opened({"images": small_bundles.images(3)})["logits"]
+    np.testing.assert_allclose(found, wanted, atol=1e-4 * np.abs(wanted).max())
+    assert asked == [f"ORT_{level}"]
+    assert opened.name == f"ort@{where}"
+    assert ("opened_sha256" in opened.facts()) == (where == "cpu")

@@ -251,7 +251,7 @@ class Double(small_bundles.Tiny):
     ("network", "expected", "got"),
     [
         (Frozen, "axis 0 of images to be dynamic", "the constant 2"),
-        (Branching, "torch.export can trace with dynamic batch", "data-dependent expression"),
+        (Branching, "torch.export can trace with dynamic batch", "a Python branch on values"),
         (Constant, "axis 0 of logits to be dynamic", "the constant 2"),
         (Twice, r"the tensors \['logits'\]", "['logits', 'exp']"),
         (Wider, r"axis 1 of logits to be 4", "the constant 8"),

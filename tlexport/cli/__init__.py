@@ -14,7 +14,10 @@ import click
 from tlexport import plugins
 from tlexport.errors import TlexportError
 
-ORDER = ["run", "train", "evaluate", "export", "verify", "package", "serve", "predict", "bench"]
+ORDER = [
+    *("run", "train", "import", "evaluate", "export", "verify", "package", "serve", "predict"),
+    "bench",
+]
 """The order of the work; any other command follows by name."""
 
 
@@ -29,7 +32,7 @@ class Commands(click.Group):
         """The command of that name, or None."""
         if cmd_name not in plugins.names("cli"):
             return None
-        module = importlib.import_module(f"tlexport.cli.{cmd_name.replace('-', '_')}")
+        module = importlib.import_module(plugins.module_of("cli", cmd_name))
         command: click.Command = module.command
         command.name = cmd_name
         return command

@@ -79,6 +79,6 @@ def _flag(name: str, hint: Any, default: Any) -> Callable[[Any], Any]:
         options["type"] = next(a for a in typing.get_args(kind) if a is not type(None))
     else:
         options["type"] = kind
-    if default not in (None, ""):
+    if default not in (None, "", ()):
         options["show_default"] = True
     return click.option(switch, name, **options)

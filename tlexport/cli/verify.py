@@ -58,6 +58,9 @@ def refusal(report: ParityReport) -> ParityError:
         got=reasons[0] + more,
         fix="package this bundle and serve that version, or look for another model at that address"
         if report.candidate.startswith("triton@")
+        else "the file answers otherwise than what came with its samples: they are of other "
+        "weights or inputs, or of another precision (--tolerance is a share of the outputs' scale)"
+        if report.reference == "golden@bundle"
         else "export again; where the golden outputs are called stale, train or import again",
     )
 

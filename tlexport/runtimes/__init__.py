@@ -34,6 +34,22 @@ class Runtime(Protocol):
         """Give everything back."""
 
 
+def reference_of(bundle: Bundle) -> str:
+    """The runtime that is right about a bundle, where the caller names none.
+
+    The original in PyTorch; of an imported file the answers that came with its samples, else the
+    file itself with ONNX Runtime's optimisations off.
+    """
+    if bundle.manifest.original:
+        return "eager@cpu"
+    return "golden@bundle" if bundle.manifest.answered_by == "samples" else "ort@cpu-plain"
+
+
+def yardstick_of(bundle: Bundle) -> str:
+    """The runtime that others are timed against, where the caller names none."""
+    return "eager@cpu" if bundle.manifest.original else "ort@cpu-plain"
+
+
 def connect(name: str, bundle: Bundle | None, options: RuntimeOptions) -> Runtime:
     """Open the runtime that is written NAME@WHERE, e.g. "ort@cpu" or "triton@localhost:8001".
 

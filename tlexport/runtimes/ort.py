@@ -1,4 +1,4 @@
-"""ort@cpu, ort@cuda:N: the exported file in ONNX Runtime."""
+"""ort@cpu, ort@cuda:N, ort@cpu-plain: ONNX Runtime."""
 
 from __future__ import annotations
 
@@ -23,24 +23,21 @@ from tlexport.spec import ModelSpec, Tensors, TensorSpec
 DTYPES = {"float": "float32", "double": "float64", "string": "object"}
 """ONNX's element types whose names are not numpy's; `float16`, `uint8` ... are."""
 FATAL_ONLY, WARNINGS = 4, 2
+PLAIN = "cpu-plain"
+"""On the CPU, the graph as it is written: none of the optimisations that could be at fault."""
 
 
 class OrtPool:
     """As many sessions of one file as instances were asked for; a request takes a free one.
 
-    The graph is optimised fully (ENABLE_ALL), as Triton's ONNX Runtime backend does by default.
+    The graph is optimised fully (ENABLE_ALL), as Triton's ONNX Runtime backend does by default,
+    and on "cpu-plain" not at all. Where a bundle was made of an ONNX file, "cpu-plain" opens that
+    very file in place of the artifact: there is no other original.
     A file of another model opens, so that `verify` can report on it, and answers nothing.
     """
 
     def __init__(self, bundle: Bundle, where: str, options: RuntimeOptions) -> None:
-        artifact = bundle.artifact(options.artifact)
-        if artifact.triton_backend != "onnxruntime":
-            raise OptionError(
-                f"an artifact for ONNX Runtime, to be run by ort@{where}",
-                got=f"{artifact.name}, which is for {artifact.triton_backend}",
-                fix="name another runtime, or another --artifact",
-            )
-        file = bundle.artifact_file(artifact)
+        file, digests = _file(bundle, where, options)
         self.name = f"ort@{where}"
         self.spec = bundle.spec
         self._outputs = [spec.name for spec in self.spec.outputs]
@@ -55,8 +52,7 @@ class OrtPool:
             "providers": sessions[0].get_providers(),
             "threads": threads,
             "instances": options.instances,
-            "artifact_sha256": artifact.sha256,
-            "opened_sha256": artifact.sha256,
+            **digests,
         }
         self._open = True
 
@@ -108,7 +104,7 @@ class OrtPool:
 
 
 def open(bundle: Bundle | None, where: str, options: RuntimeOptions) -> OrtPool:
-    """Open the artifact `options.artifact` of a bundle on "cpu" or "cuda:N".
+    """Open the artifact `options.artifact` of a bundle on "cpu", "cpu-plain" or "cuda:N".
 
     Raises:
         OptionError: no bundle, another device, an artifact of another kind, or more instances
@@ -124,16 +120,38 @@ def open(bundle: Bundle | None, where: str, options: RuntimeOptions) -> OrtPool:
     return OrtPool(bundle, where, options)
 
 
+def _file(bundle: Bundle, where: str, options: RuntimeOptions) -> tuple[Path, dict[str, str]]:
+    """The file to open, and the digests that tell which it is."""
+    if where == PLAIN and not bundle.manifest.original:
+        return bundle.weights, {"weights_sha256": bundle.manifest.weights_sha256}
+    artifact = bundle.artifact(options.artifact)
+    if artifact.triton_backend != "onnxruntime":
+        raise OptionError(
+            f"an artifact for ONNX Runtime, to be run by ort@{where}",
+            got=f"{artifact.name}, which is for {artifact.triton_backend}",
+            fix="name another runtime, or another --artifact",
+        )
+    digests = {"artifact_sha256": artifact.sha256}
+    if where != PLAIN:  # nobody serves it so: what passes there is no proof
+        digests["opened_sha256"] = artifact.sha256
+    return bundle.artifact_file(artifact), digests
+
+
 def _session(file: Path, where: str, threads: int) -> ort.InferenceSession:
     settings = ort.SessionOptions()
-    settings.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
+    levels = ort.GraphOptimizationLevel
+    settings.graph_optimization_level = (
+        levels.ORT_DISABLE_ALL if where == PLAIN else levels.ORT_ENABLE_ALL
+    )
     settings.intra_op_num_threads = threads
     settings.inter_op_num_threads = 1
     settings.log_severity_level = FATAL_ONLY  # its errors come as exceptions, too
-    if where == "cpu":
+    if where in ("cpu", PLAIN):
         return _load(file, settings, ["CPUExecutionProvider"])
     if not re.fullmatch(r"cuda:\d+", where):
-        raise OptionError("ort@cpu or ort@cuda:N", got=f"ort@{where}", fix="name one of these")
+        raise OptionError(
+            "ort@cpu, ort@cpu-plain or ort@cuda:N", got=f"ort@{where}", fix="name one of these"
+        )
     notes = io.StringIO()
     cuda = ("CUDAExecutionProvider", {"device_id": where[5:]})
     ort.set_default_logger_severity(FATAL_ONLY)

@@ -158,12 +158,24 @@ class _Line:
         """Ask once."""
         filled = []
         for tensor in self.spec.inputs:
-            array = inputs[tensor.name]
+            array = inputs[tensor.name].reshape(self._shape(tensor, inputs[tensor.name].shape))
             entry = self.client.input(tensor.name, array.shape, TRITON_DTYPES[tensor.dtype])
             entry.set_data_from_numpy(array)
             filled.append(entry)
         result = self.client.infer(self.model.name, self.model.version, filled, self._outputs)
-        return {tensor.name: result.as_numpy(tensor.name) for tensor in self.spec.outputs}
+        return {tensor.name: self._told(tensor, result) for tensor in self.spec.outputs}
+
+    def _shape(self, tensor: TensorSpec, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """The shape on the wire: a server that batches takes and gives [batch] as [batch, 1]."""
+        scalar = tensor.batched and len(tensor.shape) == 1 and self.model.facts["max_batch"] > 0
+        return (*shape, 1) if scalar and len(shape) == 1 else shape
+
+    def _told(self, tensor: TensorSpec, result: Any) -> Any:
+        """An output as it is declared."""
+        array = result.as_numpy(tensor.name)
+        if array is not None and array.ndim == 2 and len(tensor.shape) == 1 and tensor.batched:
+            return array.reshape(len(array)) if array.shape[1] == 1 else array
+        return array
 
     def close(self) -> None:
         """Close the connection."""
@@ -215,7 +227,7 @@ class _SharedLine(_Line):
         for tensor in self.spec.outputs:
             shape = shapes[tensor.name]
             if shape is None:
-                answers[tensor.name] = result.as_numpy(tensor.name)
+                answers[tensor.name] = self._told(tensor, result)
                 continue
             view = self._outgoing.view(np.dtype(tensor.dtype), shape, places[tensor.name])
             answers[tensor.name] = view.copy()
@@ -248,7 +260,8 @@ class _SharedLine(_Line):
                 self._incoming.write_bytes(packed[tensor.name], offset)
             else:
                 self._incoming.write(array, offset)
-            entry = self.client.input(tensor.name, array.shape, TRITON_DTYPES[tensor.dtype])
+            shape = self._shape(tensor, array.shape)
+            entry = self.client.input(tensor.name, shape, TRITON_DTYPES[tensor.dtype])
             entry.set_shared_memory(self._incoming.name, size, offset)
             filled.append(entry)
             offset += _padded(size)

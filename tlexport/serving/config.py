@@ -71,7 +71,7 @@ def build(
     config.input.extend(input_block(tensor, settings.max_batch) for tensor in spec.inputs)
     config.output.extend(output_block(tensor, settings.max_batch) for tensor in spec.outputs)
     if spec.labels:
-        config.output[0].label_filename = LABELS
+        config.output[_labelled(spec)].label_filename = LABELS
     config.version_policy.latest.num_versions = settings.keep_versions
     config.instance_group.add(kind=pb.ModelInstanceGroup.KIND_CPU, count=settings.instances)
     if settings.max_batch > 1:
@@ -80,6 +80,13 @@ def build(
     for name, value in parameters(spec, settings, digests).items():
         config.parameters[name].string_value = value
     return config
+
+
+def _labelled(spec: ModelSpec) -> int:
+    """Which output the labels belong to: the first of [batch, labels], else the first."""
+    shape = ("batch", len(spec.labels))
+    fits = (place for place, tensor in enumerate(spec.outputs) if tensor.shape == shape)
+    return next(fits, 0)
 
 
 def input_block(tensor: TensorSpec, max_batch: int) -> pb.ModelInput:

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import msgspec
 import numpy as np
 
 from tlexport.bundle import Bundle, Golden
@@ -21,7 +22,7 @@ from tlexport.measure.load import Load, closed_loop
 from tlexport.options import BenchOptions, RuntimeOptions
 from tlexport.progress import Progress, silent
 from tlexport.reports import BenchReport, BenchRow, Interval
-from tlexport.runtimes import Runtime, connect
+from tlexport.runtimes import Runtime, connect, yardstick_of
 from tlexport.spec import Tensors, rows
 
 logger = logging.getLogger(__name__)
@@ -62,6 +63,7 @@ def bench(
     options, runtime = options or BenchOptions(), runtime or RuntimeOptions()
     home = bundle if isinstance(bundle, Bundle) else Bundle(bundle)
     golden = home.golden()
+    options = _completed(options, home)
     with contextlib.ExitStack() as stack:
         stack.enter_context(_small_heap())
         cells = []
@@ -75,6 +77,16 @@ def bench(
         report = _report(home, options, runtime, cells)
     home.write_report("bench", report)
     return report
+
+
+def _completed(options: BenchOptions, home: Bundle) -> BenchOptions:
+    """The same with its runtimes named; a model without a free batch axis is asked row by row."""
+    names = options.runtimes or (yardstick_of(home), "ort@cpu")
+    batched = all(tensor.batched for tensor in home.spec.inputs)
+    if not batched and options.batches != (1,):
+        logger.warning("%s has no free batch axis: batch 1 alone is measured", home.spec.name)
+    batches = options.batches if batched else (1,)
+    return msgspec.structs.replace(options, runtimes=names, batches=batches)
 
 
 @dataclass

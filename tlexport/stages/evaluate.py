@@ -53,8 +53,9 @@ def evaluate(
     examples = task.read(Path(data), options.data, bundle.spec.labels).train
     examples = sorted(examples, key=lambda example: example.size)  # little padding in a batch
     with ExitStack() as stack:
-        names = [options.runtime]
-        if options.against not in ("none", options.runtime) and bundle.manifest.original:
+        name = options.runtime or ("eager@cpu" if bundle.manifest.original else "ort@cpu")
+        names = [name]
+        if options.against not in ("none", name) and bundle.manifest.original:
             names.append(options.against)
         asked = [stack.enter_context(closing(connect(name, bundle, runtime))) for name in names]
         tally = _Tally(bundle, task, asked)
@@ -62,7 +63,7 @@ def evaluate(
             tally.ask(examples[at : at + options.batch])
             progress("evaluate", min(at + options.batch, len(examples)), len(examples))
     _refuse_broken(tally, len(examples), skip_broken=options.skip_broken)
-    report = _report(tally, str(data), options.runtime)
+    report = _report(tally, str(data), name)
     bundle.write_report("evaluate", report)
     return report
 

@@ -125,7 +125,19 @@ def proof(home: Bundle, artifact: Artifact) -> ParityReport:
 
 
 def _hold_batch(home: Bundle, report: ParityReport, max_batch: int) -> None:
-    """Refuse to serve batches larger than any that was compared with the original."""
+    """Refuse to serve batches larger than any that was compared with the original.
+
+    Raises:
+        OptionError: the model has no free batch axis.
+        ParityError: no batch that large was compared.
+    """
+    fixed = [tensor.name for tensor in home.spec.inputs if not tensor.batched]
+    if max_batch and fixed:
+        raise OptionError(
+            "--max-batch 0 for a model whose batch axis is a constant",
+            got=f"--max-batch {max_batch}, and {', '.join(fixed)} with a constant first axis",
+            fix="pass --max-batch 0, or export the model again with a dynamic batch axis",
+        )
     proven = max(check.batch for check in report.checks)
     if max_batch > proven:
         raise ParityError(

@@ -12,7 +12,7 @@ from tlexport.errors import DataError
 from tlexport.files import is_file, text_of
 from tlexport.options import PredictOptions, RuntimeOptions
 from tlexport.reports import Prediction, PredictReport
-from tlexport.runtimes import Runtime, connect
+from tlexport.runtimes import Runtime, connect, yardstick_of
 from tlexport.spec import rows
 
 
@@ -84,4 +84,4 @@ def _ask(answering: Runtime, task: ModuleType, asked: Asked, top: int) -> list[P
 
 
 def _default(bundle: Bundle, artifact: str) -> str:
-    return "ort@cpu" if artifact in bundle.artifacts() else "eager@cpu"
+    return "ort@cpu" if artifact in bundle.artifacts() else yardstick_of(bundle)

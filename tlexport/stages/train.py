@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import re
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,11 +10,13 @@ import numpy as np
 
 from tlexport import plugins
 from tlexport.errors import BundleError, DataError
-from tlexport.files import atomic_folder, cache_folder, cannot_write, hold_writable, text_of
+from tlexport.files import atomic_folder, cache_folder, text_of
 from tlexport.measure.stats import wilson
 from tlexport.options import TrainOptions
 from tlexport.progress import Progress, silent
 from tlexport.reports import TrainReport
+from tlexport.stages._output import model_name as model_name
+from tlexport.stages._output import refuse_existing
 from tlexport.tasks import Example, Examples
 from tlexport.training import features, finish, head
 from tlexport.training.split import split
@@ -92,35 +92,6 @@ def train(
     with atomic_folder(output, replace=options.force) as folder:
         finish.write(folder, model, golden).write_report("train", report)
     return report
-
-
-def refuse_existing(output: Path, *, force: bool) -> None:
-    """Tell before the work, not after it, that the bundle's place is taken or cannot be written.
-
-    Raises:
-        BundleError: it exists and `force` is false, it is something else than a bundle, or the
-            folder above it is a file or not to be written to.
-    """
-    try:
-        taken = os.path.lexists(output)
-        if not taken:
-            hold_writable(output)
-    except OSError as error:
-        raise cannot_write(output, error) from error
-    if not taken:
-        return
-    if not force:
-        raise BundleError(
-            f"a new folder {str(output)!r}",
-            got="it exists already",
-            fix="name another folder with -o, or pass --force to replace it",
-        )
-    if not (output / "bundle.json").is_file() and (not output.is_dir() or any(output.iterdir())):
-        raise BundleError(
-            f"a bundle to replace in {str(output)!r}",
-            got="something that is no bundle",
-            fix="name another folder with -o: --force replaces bundles only",
-        )
 
 
 def refuse_inside(output: Path, data: Path) -> None:
@@ -205,9 +176,3 @@ def _hold_apart(values: np.ndarray) -> None:
             fix="untrained or damaged weights are the usual cause, or inputs that are all alike: "
             "check --weights and the data",
         )
-
-
-def model_name(folder: Path) -> str:
-    """A model name made of a bundle's folder: my cats.bundle -> my_cats."""
-    stem = folder.resolve().name.removesuffix(".bundle")
-    return re.sub(r"[^A-Za-z0-9_.-]+", "_", stem).strip("_.-") or "model"

@@ -7,6 +7,7 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
+import msgspec
 import numpy as np
 
 from tlexport import plugins
@@ -17,7 +18,7 @@ from tlexport.measure.compare import Difference, all_alike, difference, flips, s
 from tlexport.options import RuntimeOptions, VerifyOptions
 from tlexport.progress import Progress, silent
 from tlexport.reports import LabelFlip, ParityReport, ShapeParity
-from tlexport.runtimes import Runtime, connect
+from tlexport.runtimes import Runtime, connect, reference_of
 from tlexport.spec import ModelSpec, Probe, Tensors, rows
 
 logger = logging.getLogger(__name__)
@@ -41,9 +42,11 @@ def verify(
     the bundle's golden outputs hold. Every difference may be
     `tolerance` x the largest |value| the reference gives in that output; NaN and infinity fail.
 
-    Where the reference was built from the bundle's weights and the candidate ran the artifact's
-    file, the report is kept as `parity-<artifact>`, which `package` asks for; otherwise (a
-    server, stored answers as the reference) as `parity-<artifact>-<candidate>`.
+    Where the reference is the bundle's original and the candidate ran the artifact's file, the
+    report is kept as `parity-<artifact>`, which `package` asks for; otherwise (a server, stored
+    answers in place of an original) as `parity-<artifact>-<candidate>`. A bundle made of an ONNX
+    file has no original in PyTorch: the answers that came with its samples are taken for it, or
+    the imported file itself, unoptimised.
 
     Returns:
         The report, whether or not it passed.
@@ -55,11 +58,13 @@ def verify(
     options, runtime = options or VerifyOptions(), runtime or RuntimeOptions()
     home = bundle if isinstance(bundle, Bundle) else Bundle(bundle)
     artifact, golden = home.artifact(runtime.artifact), home.golden()
+    name = options.reference or reference_of(home)
+    options = msgspec.structs.replace(options, reference=name)
     logger.debug("weights are whole: %s", home.weights)
     with contextlib.ExitStack() as stack:
-        reference = connect(options.reference, home, runtime)
+        reference = connect(name, home, runtime)
         stack.callback(reference.close)
-        stored = options.reference.startswith("golden@")  # answers nothing else, and needs no torch
+        stored = name.startswith("golden@")  # answers nothing else, and needs no torch
         task = None if stored else plugins.load("tasks", home.spec.task)
         probes = task.probes(home.spec, golden.inputs, options.max_batch) if task else []
         inquiry = _Inquiry(home.spec, golden, probes, options, progress)
@@ -86,10 +91,11 @@ def verify(
 
 def _is_proof(home: Bundle, artifact: Artifact, reference: Runtime, candidate: Runtime) -> bool:
     """True where the original itself was compared with this very file, opened by this process."""
-    return (
-        reference.facts().get("weights_sha256") == home.manifest.weights_sha256
-        and candidate.facts().get("opened_sha256") == artifact.sha256
-    )
+    facts, manifest = reference.facts(), home.manifest
+    original = facts.get("weights_sha256") == manifest.weights_sha256
+    if not manifest.original and manifest.answered_by == "samples":
+        original |= facts.get("golden_sha256") == manifest.golden_sha256
+    return original and candidate.facts().get("opened_sha256") == artifact.sha256
 
 
 def _report(
@@ -98,7 +104,7 @@ def _report(
     answers = [check for check in inquiry.checks if check.check == "answers"]
     found = tuple(inquiry.flips.values())
     return ParityReport(
-        reference=options.reference,
+        reference=str(options.reference),
         candidate=options.candidate,
         artifact=artifact.name,
         artifact_sha256=artifact.sha256,
@@ -133,7 +139,9 @@ class _Inquiry:
         self._probes = probes
         self._tolerance = options.tolerance
         self._scales = {name: scale_of(array) for name, array in golden.outputs.items()}
-        self._sizes = sorted({s for s in (*SIZES, options.max_batch) if s <= options.max_batch})
+        batched = all(tensor.batched for tensor in spec.inputs)
+        most = options.max_batch if batched else 1
+        self._sizes = sorted({s for s in (*SIZES, most) if s <= most})
         self._progress = progress
         self._done = 0
 

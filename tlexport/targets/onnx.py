@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import io
 import logging
 import warnings
@@ -23,6 +24,14 @@ from tlexport.options import ExportOptions
 from tlexport.serving.releases import Release, oldest_that_reads, readers, release
 from tlexport.spec import ModelSpec, TensorSpec
 from tlexport.targets._attention import in_four_dimensions
+from tlexport.targets._reasons import (
+    Conditions,
+    conditions,
+    constant,
+    hold_ranges,
+    reason,
+    untraceable,
+)
 
 INLINE_BYTES = 2_000_000_000
 """Above this the weights go beside the graph: protobuf cannot hold 2 GiB."""
@@ -30,7 +39,23 @@ INLINE_BYTES = 2_000_000_000
 PRIVATE = "pkg.torch.onnx.stack_trace"
 """Node metadata with paths of the exporting machine; the other keys name the PyTorch module."""
 
-LOWEST_IR = {17: 8, 18: 8, 19: 9, 20: 9, 21: 10}
+LOWEST_IR = {
+    7: 3,
+    8: 3,
+    9: 4,
+    10: 5,
+    11: 6,
+    12: 7,
+    13: 7,
+    14: 7,
+    15: 8,
+    16: 8,
+    17: 8,
+    18: 8,
+    19: 9,
+    20: 9,
+    21: 10,
+}
 """The oldest IR version that can hold an opset, where it is older than what the exporter stamps.
 
 Source: onnx's own version table, https://onnx.ai/onnx/repo-docs/Versioning.html.
@@ -41,7 +66,8 @@ def export(bundle: Bundle, folder: Path, options: ExportOptions) -> Artifact:
     """Write `model.onnx` into `folder`, or `model.onnx/model.onnx` and its data above 2 GB.
 
     Every symbolic axis of the spec is dynamic in the file; it is traced at batch 2, since 1 would
-    be taken for a constant.
+    be taken for a constant. An ONNX file that was imported is taken over, its opset and IR version
+    changed only where the release asks for it.
 
     Raises:
         ExportError: the network cannot be traced, an axis came out constant, or the file cannot
@@ -49,11 +75,13 @@ def export(bundle: Bundle, folder: Path, options: ExportOptions) -> Artifact:
         OptionError: that release is not known.
     """
     wanted = release(options.triton) if options.triton else None
-    model = _traced(bundle, wanted)
-    _strip(model, keep_modules=True)
+    if bundle.manifest.original:
+        model = _traced(bundle, wanted)
+        _strip(model, keep_modules=True)
+    else:
+        model = _taken_over(bundle)
     if wanted is not None:
         model = _readable(model, wanted)
-    _hold_signature(model, bundle.spec)
     _describe(model, bundle)
     files = _write(model, folder)
     opset, oldest = opset_of(model), oldest_that_reads(opset_of(model), model.ir_version)
@@ -82,35 +110,67 @@ def opset_of(model: onnx.ModelProto) -> int:
 
 def _traced(bundle: Bundle, wanted: Release | None) -> onnx.ModelProto:
     network = networks.network(bundle)
-    golden = bundle.golden().inputs
-    samples = tuple(torch.from_numpy(golden[i.name][[0, -1]]) for i in bundle.spec.inputs)
-    axes = {axis for spec in bundle.spec.inputs for axis in spec.shape if isinstance(axis, str)}
-    dims = {axis: torch.export.Dim(axis) for axis in sorted(axes)}
-    shapes = tuple(
-        {place: dims[axis] for place, axis in enumerate(spec.shape) if isinstance(axis, str)}
-        for spec in bundle.spec.inputs
-    )
+    golden, inputs = bundle.golden().inputs, bundle.spec.inputs
+    picked = [0, -1] if all(tensor.batched for tensor in inputs) else [0]
+    samples = tuple(torch.from_numpy(golden[tensor.name][picked]) for tensor in inputs)
+    axes = {axis for spec in inputs for axis in spec.shape if isinstance(axis, str)}
     try:
-        with _quiet(), in_four_dimensions():
+        with _quiet(), in_four_dimensions(), conditions() as watched:
             program = torch.onnx.export(
                 network,
                 samples,
                 dynamo=True,
                 verbose=False,
                 opset_version=_opset_for(wanted),
-                input_names=[spec.name for spec in bundle.spec.inputs],
+                input_names=[spec.name for spec in inputs],
                 output_names=[spec.name for spec in bundle.spec.outputs],
-                dynamic_shapes=shapes,
+                dynamic_shapes=_dynamic(bundle.spec, network),
             )
     except Exception as error:  # the exporter raises whatever the traced code raises
-        raise ExportError(
-            f"a network that torch.export can trace with dynamic {', '.join(sorted(axes))}",
-            got=_reason(error),
-            fix="a branch on values or a size turned into a Python number is the usual cause: "
-            "choose another backbone or change the module's code",
-        ) from error
+        raise untraceable(error, axes) from error
     assert program is not None
+    assert program.exported_program is not None
     model: onnx.ModelProto = program.model_proto
+    _hold_signature(model, bundle.spec, watched)
+    hold_ranges(program.exported_program, bundle.spec, watched)
+    return model
+
+
+def _dynamic(spec: ModelSpec, network: torch.nn.Module) -> tuple[Any, ...]:
+    """Which axes are free, as torch.export wants it told: nested where forward() takes *tensors."""
+    bounds: dict[str, tuple[int, int]] = spec.preprocess.get("axes", {})
+    axes = {axis for tensor in spec.inputs for axis in tensor.shape if isinstance(axis, str)}
+    dims = {}
+    for axis in sorted(axes):
+        low, high = bounds.get(axis, (None, None))
+        dims[axis] = torch.export.Dim(axis, min=low, max=high)
+    shapes = tuple(
+        {place: dims[axis] for place, axis in enumerate(tensor.shape) if isinstance(axis, str)}
+        for tensor in spec.inputs
+    )
+    kinds = {p.kind for p in inspect.signature(network.forward).parameters.values()}
+    return (shapes,) if inspect.Parameter.VAR_POSITIONAL in kinds else shapes
+
+
+def _taken_over(bundle: Bundle) -> onnx.ModelProto:
+    """The file that a bundle was made of, as it is but for notes of an export before.
+
+    Raises:
+        BundleError: it is another file than the one that was imported.
+        ExportError: it is no ONNX file.
+    """
+    file = bundle.weights
+    try:
+        model = onnx.load(file)
+    except Exception as error:  # protobuf's exceptions share no base but this
+        raise ExportError(
+            f"an ONNX file in {str(bundle.root)!r}, which has no network in PyTorch",
+            got=f"{bundle.manifest.weights}: {reason(error)}",
+            fix="import the model itself",
+        ) from error
+    kept = [entry for entry in model.metadata_props if not entry.key.startswith("tlexport.")]
+    del model.metadata_props[:]
+    model.metadata_props.extend(kept)
     return model
 
 
@@ -134,12 +194,6 @@ def _quiet() -> Iterator[None]:
 def _opset_for(wanted: Release | None) -> int | None:
     """The exporter's own choice, unless the release reads no opset that new."""
     return None if wanted is None else min(wanted.max_opset, 20)
-
-
-def _reason(error: BaseException) -> str:
-    while error.__cause__ is not None:
-        error = error.__cause__
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _strip(model: onnx.ModelProto, *, keep_modules: bool) -> None:
@@ -168,7 +222,7 @@ def _readable(model: onnx.ModelProto, wanted: Release) -> onnx.ModelProto:
             model = onnx.version_converter.convert_version(model, wanted.max_opset)
             onnx.checker.check_model(model)
         except (RuntimeError, onnx.checker.ValidationError) as error:
-            raise _unreadable(wanted, written, _reason(error)) from error
+            raise _unreadable(wanted, written, reason(error)) from error
     opset = opset_of(model)
     if model.ir_version > wanted.max_ir_version:
         if LOWEST_IR.get(opset, model.ir_version) > wanted.max_ir_version or model.functions:
@@ -190,7 +244,7 @@ def _unreadable(wanted: Release, written: tuple[int, int], why: str) -> ExportEr
     )
 
 
-def _hold_signature(model: onnx.ModelProto, spec: ModelSpec) -> None:
+def _hold_signature(model: onnx.ModelProto, spec: ModelSpec, watched: Conditions) -> None:
     """Compare what was written with the spec: names, types, and which axes are dynamic.
 
     Raises:
@@ -208,10 +262,10 @@ def _hold_signature(model: onnx.ModelProto, spec: ModelSpec) -> None:
                 fix="the network takes or answers other tensors than its task declares",
             )
         for tensor, value in zip(declared, written, strict=True):
-            _hold_tensor(tensor, value)
+            _hold_tensor(tensor, value, watched)
 
 
-def _hold_tensor(tensor: TensorSpec, value: onnx.ValueInfoProto) -> None:
+def _hold_tensor(tensor: TensorSpec, value: onnx.ValueInfoProto, watched: Conditions) -> None:
     found = value.type.tensor_type
     dtype = onnx.helper.tensor_dtype_to_np_dtype(found.elem_type).name
     shape = [d.dim_value if d.HasField("dim_value") else d.dim_param for d in found.shape.dim]
@@ -226,11 +280,12 @@ def _hold_tensor(tensor: TensorSpec, value: onnx.ValueInfoProto) -> None:
             isinstance(want, str) or want == size
         ):
             continue
+        if isinstance(size, int) and isinstance(want, str):
+            raise constant(tensor.name, place, size, watched)
         raise ExportError(
-            f"axis {place} of {tensor.name} to be {'dynamic' if isinstance(want, str) else want}",
-            got=f"{'the constant ' if isinstance(size, int) else 'the dynamic '}{size}",
-            fix="the network turns that size into a number while it is traced: choose another "
-            "backbone, or change the code that reads it",
+            f"axis {place} of {tensor.name} to be {want}",
+            got=f"{'the dynamic' if isinstance(size, str) else 'the constant'} {size}",
+            fix="the network answers something else than its task declares",
         )
 
 
@@ -266,7 +321,7 @@ def _write(model: onnx.ModelProto, folder: Path) -> tuple[str, ...]:
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         raise ExportError(
             "a file that onnx.checker accepts",
-            got=_reason(error),
+            got=reason(error),
             fix="this is a fault of the exporter: try another --triton release",
         ) from error
     return tuple(files)
