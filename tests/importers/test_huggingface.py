@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -318,6 +319,88 @@ def test_a_waveform_model_asks_for_its_input(take, tmp_path):
     assert report.labels == ("bad", "so so", "good")
     export(tmp_path / "b")
     assert verify(tmp_path / "b").passed
+
+
+WAVE = {
+    "hidden_size": 16,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "intermediate_size": 32,
+    "conv_dim": (8,) * 7,
+    "num_conv_pos_embeddings": 16,
+    "num_conv_pos_embedding_groups": 2,
+    "classifier_proj_size": 8,
+}
+SPEECH = {
+    "Wav2Vec2ForSequenceClassification": transformers.Wav2Vec2Config(**WAVE, **LABELS),
+    "HubertForSequenceClassification": transformers.HubertConfig(**WAVE, **LABELS),
+    "ASTForAudioClassification": transformers.ASTConfig(
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=32,
+        max_length=128,
+        **LABELS,
+    ),
+    "WhisperForAudioClassification": transformers.WhisperConfig(
+        d_model=16,
+        encoder_layers=1,
+        encoder_attention_heads=2,
+        encoder_ffn_dim=32,
+        decoder_layers=1,
+        vocab_size=64,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=2,
+        decoder_start_token_id=3,
+        max_source_positions=100,
+        classifier_proj_size=8,
+        **LABELS,
+    ),
+}
+EXTRACTORS = {
+    "Wav2Vec2ForSequenceClassification": ("Wav2Vec2FeatureExtractor", {"do_normalize": True}),
+    "HubertForSequenceClassification": ("Wav2Vec2FeatureExtractor", {"do_normalize": True}),
+    "ASTForAudioClassification": ("ASTFeatureExtractor", {"max_length": 128}),
+    "WhisperForAudioClassification": ("WhisperFeatureExtractor", {"chunk_length": 2}),
+}
+
+
+@pytest.mark.parametrize("name", SPEECH)
+def test_a_speech_classifier_takes_raw_samples_and_answers_as_the_library_does(
+    name: str, take, tmp_path
+):
+    torch.manual_seed(0)
+    model = getattr(transformers, name)(SPEECH[name])
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                parameter.mul_(3)
+    model.eval().save_pretrained(tmp_path / "w")
+    kind, numbers = EXTRACTORS[name]
+    with warnings.catch_warnings():  # of empty mel filters
+        warnings.simplefilter("ignore")
+        extractor = getattr(transformers, kind)(**numbers)
+    extractor.save_pretrained(tmp_path / "w")
+    report = take(huggingface=str(tmp_path / "w"), golden=4)
+    assert report.labels == ("bad", "so so", "good")
+    bundle = Bundle(tmp_path / "b")
+    assert bundle.spec.task == "audio-classification"
+    golden = bundle.golden()
+    for row in range(2):
+        clip = golden.inputs["samples"][row]
+        if "attention_mask" in golden.inputs:
+            clip = clip[golden.inputs["attention_mask"][row]]
+        asked = extractor(clip, sampling_rate=16_000, return_tensors="pt")
+        with torch.inference_mode():
+            want = model(**{k: v for k, v in asked.items() if k != "attention_mask"}).logits[0]
+        got = golden.outputs["logits"][row]
+        scale = float(want.abs().max())
+        assert np.abs(got - want.numpy()).max() <= 1e-3 * scale
+    export(tmp_path / "b")
+    assert verify(tmp_path / "b").passed
+    raw = bundle.raw(golden.samples[0])
+    assert predict(tmp_path / "b", [raw]).predictions[0].labels
 
 
 @pytest.mark.parametrize(

@@ -18,16 +18,14 @@ AST                      one frame: its summary of a fixed window, which its own
 
 from __future__ import annotations
 
-import contextlib
 import copy
-from collections.abc import Iterator
 from typing import Any, cast
 
 import torch
 from transformers import MODEL_MAPPING, PretrainedConfig, PreTrainedModel, WhisperModel
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
-from transformers.utils import logging
 
+from tlexport.backbones import _hub
 from tlexport.backbones._mel_networks import TRIM_DB, Ast, Whisper
 from tlexport.backbones._mel_networks import WHISPER_STEP as WHISPER_STEP
 from tlexport.backbones._pooling import MeanPool as MeanPool
@@ -101,7 +99,7 @@ def load(config: PretrainedConfig, state: dict[str, torch.Tensor]) -> PreTrained
         known = next((key for key in state if key.endswith("conv1.weight")), "conv1.weight")
         prefix = known.removesuffix("conv1.weight")
         state = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
-    with _silence():
+    with _hub.quiet():
         network, found = kind.from_pretrained(
             None,
             config=copy.deepcopy(config),
@@ -164,18 +162,3 @@ def _window(config: PretrainedConfig, window: int | None) -> int:
 
 def _class_of(config: PretrainedConfig) -> Any:
     return WhisperEncoder if config.model_type == "whisper" else MODEL_MAPPING[type(config)]
-
-
-@contextlib.contextmanager
-def _silence() -> Iterator[None]:
-    """Keep the library's progress bar and tables off the terminal: what they say is checked."""
-    told = cast(Any, logging)
-    verbosity, bar = told.get_verbosity(), told.is_progress_bar_enabled()
-    told.set_verbosity_error()
-    told.disable_progress_bar()
-    try:
-        yield
-    finally:
-        told.set_verbosity(verbosity)
-        if bar:
-            told.enable_progress_bar()

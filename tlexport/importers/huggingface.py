@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
-import logging
 import types
-import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
 
-from tlexport.backbones import _tokenizer
+from tlexport.backbones import _hub, _speech, _tokenizer
 from tlexport.bundle import Bundle
 from tlexport.errors import BundleError, DataError, OptionError
 from tlexport.importers import (
     Bounds,
     Imported,
+    _clips,
     _declared,
     _flat,
     _hub_folder,
@@ -78,6 +75,9 @@ def read(options: ImportOptions) -> Imported:
         return _images_of(model, folder, record)
     if takes == "input_ids":
         return _texts_of(model, folder, record, options)
+    extractor = _clips.extractor_of(model, folder) if not options.inputs else None
+    if extractor is not None and _classifies(model, "Classification"):
+        return _clips_of(model, folder, record | {"extractor": extractor})
     return _others_of(model, folder, record, options)
 
 
@@ -89,7 +89,7 @@ def network(bundle: Bundle) -> torch.nn.Module:
     """
     record = bundle.manifest.network
     try:
-        with _quiet():
+        with _hub.quiet():
             model = _built(record)
     except Exception as error:  # transformers raises nearly anything on a config it does not know
         raise BundleError(
@@ -134,7 +134,7 @@ def _loaded(folder: Path, found: dict[str, Any], options: ImportOptions) -> Any:
             fix="install the version that it was saved with",
         )
     try:
-        with _quiet():
+        with _hub.quiet():
             loaded: Any = kind.from_pretrained(
                 folder,
                 local_files_only=True,
@@ -161,7 +161,7 @@ def _loaded(folder: Path, found: dict[str, Any], options: ImportOptions) -> Any:
             ),
             fix="save the fine-tuned model, head included: without them its answers are random",
         )
-    if model.config.is_encoder_decoder:
+    if model.config.is_encoder_decoder and not names[0].endswith("AudioClassification"):
         raise OptionError(
             "a model with one part, an encoder or a decoder",
             got=f"{names[0]}, an encoder with a decoder",
@@ -201,6 +201,8 @@ def _task_notes(model: Any) -> list[str]:
 def _wrapped(model: Any, record: dict[str, Any], preprocess: dict[str, Any]) -> torch.nn.Module:
     """The model as the bundle's graph: `record["form"]` says which."""
     form = record["form"]
+    if form == "clip":
+        return _clips.ClipClassifier(model, record["extractor"])
     if form == "sequence":
         return _sequences.classifier(model)
     if form == "image":
@@ -293,6 +295,23 @@ def _longest(model: Any, numbers: dict[str, Any]) -> Bounds:
     return {"sequence": (1, int(most))}
 
 
+def _clips_of(model: Any, folder: Path, record: dict[str, Any]) -> Imported:
+    numbers = _speech.numbers(model.config, record["extractor"])
+    record = record | {"form": "clip"}
+    return Imported(
+        network=_wrapped(model, record, numbers).eval(),
+        inputs=_clips.inputs_of(numbers),
+        bounds={"samples": (numbers["shortest"], numbers["longest"])},
+        record=record,
+        source=f"{folder.name} ({type(model).__name__})",
+        task="audio-classification",
+        names=("logits",),
+        labels=_hub_folder.labels(model.config.to_dict(), model.config.num_labels),
+        preprocess=numbers,
+        raw=functools.partial(_clips.drawn, numbers),
+    )
+
+
 def _others_of(
     model: Any, folder: Path, record: dict[str, Any], options: ImportOptions
 ) -> Imported:
@@ -323,21 +342,3 @@ def _others_of(
             f"{takes} is taken as it is: its preprocessing is the client's",
         ),
     )
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep transformers' warnings and bars off the terminal: what it loaded is checked."""
-    logger = logging.getLogger("transformers")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    bars = transformers.utils.logging.is_progress_bar_enabled()
-    transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(level)
-        if bars:
-            transformers.utils.logging.enable_progress_bar()  # type: ignore[no-untyped-call]
