@@ -147,6 +147,14 @@ def test_pooling_takes_real_tokens_alone(how: str, left: bool):
     assert torch.allclose(_sequences.Pool(how)(hidden, mask), torch.stack(want), atol=1e-6)
 
 
+def test_what_is_neither_table_nor_folder_is_told(tmp_path: Path):
+    (tmp_path / "t.xlsx").write_bytes(b"PK")
+    for name, got in (("t.xlsx", "a file of another kind"), ("none.csv", "nothing there")):
+        with pytest.raises(DataError, match=r"a table of \.csv") as caught:
+            task.read(tmp_path / name)
+        assert caught.value.got == got
+
+
 def test_a_folder_of_text_files_per_class(tiny_bert: Path, tmp_path: Path):
     for label, text in TEXTS.items():
         (tmp_path / "data" / label).mkdir(parents=True)

@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 def command(bundle: Path, data: Path, as_json: bool, **values: Any) -> None:
     """Score a bundle's model on labelled examples, with any runtime.
 
-    DATA is a folder with a sub-folder per class; above train/ and val/, val/ is used.
+    DATA is a folder with a sub-folder per class, or a table of texts; above train/ and val/, val/
+    is used. The original is asked too (--against), and the difference told.
 
     \b
     Example:

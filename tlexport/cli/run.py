@@ -31,7 +31,7 @@ def command(data: Path, output: Path, as_json: bool, **values: Any) -> None:
     """Do the whole job on DATA: train, export, verify, package, serve, bench.
 
     It stops at the first stage that fails. DATA is a folder with a sub-folder per class, or
-    train/ and val/ above those.
+    train/ and val/ above those; for texts also a table.
 
     \b
     Example:

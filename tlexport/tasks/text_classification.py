@@ -11,7 +11,8 @@ import torch
 
 from tlexport.backbones import Pretrained
 from tlexport.bundle import Bundle
-from tlexport.errors import BundleError, OptionError
+from tlexport.errors import BundleError, DataError, OptionError
+from tlexport.files import is_file, is_there
 from tlexport.options import DataOptions, TrainOptions
 from tlexport.preprocess import text
 from tlexport.spec import ModelSpec, Probe, TensorSpec
@@ -75,6 +76,12 @@ def read(root: Path, choice: DataOptions | None = None, known: tuple[str, ...] =
     """
     if _tables.found(root):
         return _tables.read(root, choice or DataOptions(), known)
+    if is_file(root) or not is_there(root):
+        raise DataError(
+            f"a table of {', '.join(_tables.SUFFIXES)} or a folder: {str(root)!r}",
+            got="a file of another kind" if is_file(root) else "nothing there",
+            fix="save the table as one of these, or make a folder of text files per class",
+        )
     return _class_folders.read(root, TEXTS, known)
 
 
