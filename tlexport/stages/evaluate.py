@@ -19,7 +19,7 @@ from tlexport.progress import Progress, silent
 from tlexport.reports import Agreement, ClassScore, EvaluateReport
 from tlexport.runtimes import Runtime, connect
 from tlexport.spec import Tensors, rows
-from tlexport.tasks import Decisions, Example, Scores
+from tlexport.tasks import Decisions, Example, Scores, batches
 
 LISTED = 20
 
@@ -59,9 +59,11 @@ def evaluate(
             names.append(options.against)
         asked = [stack.enter_context(closing(connect(name, bundle, runtime))) for name in names]
         tally = _Tally(bundle, task, asked)
-        for at in range(0, len(examples), options.batch):
-            tally.ask(examples[at : at + options.batch])
-            progress("evaluate", min(at + options.batch, len(examples)), len(examples))
+        done = 0
+        for batch in batches(examples, options.batch, getattr(task, "BUDGET", 0)):
+            tally.ask(batch)
+            done += len(batch)
+            progress("evaluate", done, len(examples))
     _refuse_broken(tally, len(examples), skip_broken=options.skip_broken)
     report = _report(tally, str(data), name)
     bundle.write_report("evaluate", report)

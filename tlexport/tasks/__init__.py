@@ -13,7 +13,8 @@ A file of this folder offers
     scorer(spec) -> Scorer                               how often that is right
 
 The network takes the tensors of `spec.inputs` in order and answers those of `spec.outputs`.
-`preprocess` are numbers, and `files` what else preprocessing needs (a tokenizer), by name.
+`preprocess` are numbers, and `files` what else preprocessing needs (a tokenizer), by name. A task
+whose inputs differ in cost may say BUDGET, the most that the sizes of one batch may sum up to.
 """
 
 from __future__ import annotations
@@ -52,6 +53,22 @@ class Example(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     label: int
     digest: str
     size: int = 0
+
+
+def batches(examples: Sequence[Example], most: int, budget: int = 0) -> list[Sequence[Example]]:
+    """Consecutive examples, at most `most` together, whose sizes as padded stay within `budget`.
+
+    What is larger than the budget by itself is asked alone; a budget of 0 is none.
+    """
+    found: list[Sequence[Example]] = []
+    start, largest = 0, 0
+    for place, example in enumerate(examples):
+        largest = max(largest, example.size)
+        count = place + 1 - start
+        if count > most or (budget and count > 1 and count * largest > budget):
+            found.append(examples[start:place])
+            start, largest = place, example.size
+    return [*found, examples[start:]] if examples else []
 
 
 class Examples(msgspec.Struct, frozen=True, kw_only=True):

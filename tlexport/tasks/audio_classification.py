@@ -26,6 +26,9 @@ NAME = "audio-classification"
 MILLISECONDS = {"rate": 1000, "shortest": 0, "longest": 2**31}
 """Numbers with which `audio.length` tells a clip's milliseconds."""
 
+BUDGET = 60_000
+"""Milliseconds of sound in one batch, padding included: attention over 60 s takes 3 GB."""
+
 POOLINGS = {"mean": MeanPool, "segments": SegmentPool}
 
 SILENCE_S = 2

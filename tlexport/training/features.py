@@ -18,7 +18,7 @@ from tlexport.errors import BundleError
 from tlexport.files import sha256_of_json
 from tlexport.progress import Progress
 from tlexport.spec import Tensors
-from tlexport.tasks import Example, Learner, Loaded
+from tlexport.tasks import Example, Learner, Loaded, batches
 
 VERSION = 2
 """Raise it when the same files, weights and numbers would give other features than before."""
@@ -70,13 +70,14 @@ def compute(examples: Sequence[Example], extraction: Extraction, progress: Progr
     reused = done
     progress("features", done, len(examples))
     size = extraction.batch or BATCH[_device()]
-    batches = [(number, batch) for number in missing for batch in _batches(shards[number], size)]
+    budget = getattr(extraction.task, "BUDGET", 0)
+    asked = [(number, part) for number in missing for part in batches(shards[number], size, budget)]
     parts: list[tuple[np.ndarray, dict[int, str]]] = []
-    for place, (number, loaded) in enumerate(_loaded(batches, extraction)):
+    for place, (number, loaded) in enumerate(_loaded(asked, extraction)):
         parts.append((_forward(loaded, extraction.learner), loaded.broken))
         done += len(parts[-1][0])
         progress("features", done, len(examples))
-        if place + 1 == len(batches) or batches[place + 1][0] != number:
+        if place + 1 == len(asked) or asked[place + 1][0] != number:
             found[number] = _join(parts)
             _write(extraction.cache / key / f"{number:05d}.safetensors", found[number])
             parts = []
@@ -117,12 +118,8 @@ def digest_of_state(module: torch.nn.Module) -> str:
     return digest.hexdigest()
 
 
-def _batches(examples: Sequence[Example], size: int) -> list[Sequence[Example]]:
-    return [examples[at : at + size] for at in range(0, len(examples), size)]
-
-
 def _loaded(
-    batches: Sequence[tuple[int, Sequence[Example]]], extraction: Extraction
+    asked: Sequence[tuple[int, Sequence[Example]]], extraction: Extraction
 ) -> Iterator[tuple[int, Loaded]]:
     """Decode one batch ahead of the network."""
 
@@ -135,11 +132,11 @@ def _loaded(
         return loaded
 
     with ThreadPoolExecutor(max_workers=1) as ahead:
-        waiting = [ahead.submit(load, batch) for _, batch in batches[:1]]
-        for place, (number, _) in enumerate(batches):
+        waiting = [ahead.submit(load, batch) for _, batch in asked[:1]]
+        for place, (number, _) in enumerate(asked):
             loaded = waiting.pop().result()
-            if place + 1 < len(batches):
-                waiting.append(ahead.submit(load, batches[place + 1][1]))
+            if place + 1 < len(asked):
+                waiting.append(ahead.submit(load, asked[place + 1][1]))
             yield number, loaded
 
 
