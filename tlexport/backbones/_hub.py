@@ -14,6 +14,7 @@ from typing import Any, cast
 
 import torch
 import transformers
+from transformers import initialization
 
 from tlexport.errors import DataError, OptionError
 
@@ -116,10 +117,15 @@ def restored(record: dict[str, Any]) -> transformers.PretrainedConfig:
     return kind.from_dict(dict(record))
 
 
-def empty(config: transformers.PretrainedConfig, what: Any = transformers.AutoModel) -> Any:
-    """The network of a configuration with start weights, float32, in eval mode."""
-    with quiet():
-        return what.from_config(config, dtype=torch.float32).eval()
+def empty(config: transformers.PretrainedConfig, *, started: bool = True) -> Any:
+    """The network of a configuration with start weights, float32, in eval mode.
+
+    Not `started`, its weights are whatever lay in memory, for a caller that loads them all: a
+    second of BERT-base's export.
+    """
+    unstarted = getattr(initialization, "no_init_weights", contextlib.nullcontext)
+    with quiet(), contextlib.nullcontext() if started else unstarted():
+        return cast(Any, transformers.AutoModel).from_config(config, dtype=torch.float32).eval()
 
 
 def trained(place: str, what: Any = transformers.AutoModel) -> Any:

@@ -69,7 +69,7 @@ def build(name: str, recipe: Mapping[str, Any] | None = None) -> Pretrained:
         return _speech_backbone(place, config, dict(recipe or {}))
     decoder = _decoder(config, name)
     numbers, files = ({}, {}) if recipe else _tokenizer.read(place, config)
-    network = _without_pooler(_hub.empty(config))
+    network = _without_pooler(_hub.empty(config, started=not recipe))
     made = dict(recipe) if recipe else {"config": _hub.plain(config)} | _pooling(place, decoder)
     if "layers" not in made:
         plain = decoder or normalises_last(network) or made["pooling"] != "mean"
