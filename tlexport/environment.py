@@ -53,7 +53,7 @@ def versions() -> dict[str, str]:
         try:
             found[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
-            continue
+            continue  # what is not installed decides nothing
     return found
 
 
@@ -78,7 +78,7 @@ def _cgroup_quota(root: Path) -> float | None:
                 quota = (folder / "cpu.cfs_quota_us").read_text().strip()
                 period = (folder / "cpu.cfs_period_us").read_text().strip()
             except OSError:
-                continue
+                continue  # neither version of cgroups bounds the CPU here
         if quota.isdigit() and period.isdigit() and int(period) > 0:
             grants.append(int(quota) / int(period))
     return min(grants, default=None)

@@ -23,7 +23,7 @@ class TrialReport(msgspec.Struct, frozen=True, kw_only=True):
     `epochs` are passes over the training part: AdamW's until its best, L-BFGS's iterations.
     """
 
-    optimiser: str
+    optimiser: str = "AdamW"  # reports of before there were others do not say
     learning_rate: float
     weight_decay: float
     epochs: int

@@ -25,6 +25,7 @@ from tlexport.backbones._mel_networks import Trim
 from tlexport.backbones._spectrogram import KaldiSpectrogram, WhisperSpectrogram
 from tlexport.errors import DataError, OptionError
 from tlexport.preprocess import audio
+from tlexport.tasks import _pooling
 
 SMALL = {
     "hidden_size": 32,
@@ -186,7 +187,7 @@ class Answers(torch.nn.Module):
     def __init__(self, network: _speech.Speech) -> None:
         super().__init__()
         self.network = network
-        self.pools = torch.nn.ModuleList([_speech.SegmentPool(5), _speech.MeanPool()])
+        self.pools = torch.nn.ModuleList([_pooling.SegmentPool(5), _pooling.MeanPool()])
 
     def forward(self, samples, attention_mask=None):
         hidden, valid = self.network(samples, attention_mask)
@@ -290,13 +291,13 @@ def test_of_a_clip_of_zeros_one_frame_is_left():
 def test_segments_are_those_of_adaptive_pooling_over_the_valid_frames(segments):
     hidden = torch.randn(12, 12, 3)
     valid = torch.arange(12) < torch.arange(1, 13)[:, None]
-    found = asked(_speech.SegmentPool(segments), torch.where(valid[..., None], hidden, 1e9), valid)
+    found = asked(_pooling.SegmentPool(segments), torch.where(valid[..., None], hidden, 1e9), valid)
     for row in range(12):
         part = hidden[row : row + 1, : row + 1].transpose(1, 2)
         wanted = functional.adaptive_avg_pool1d(part, segments).transpose(1, 2).flatten(1)
         assert torch.allclose(found[row], wanted[0], atol=1e-6)
     if segments == 1:
-        assert torch.equal(asked(_speech.MeanPool(), hidden, valid), found)
+        assert torch.equal(asked(_pooling.MeanPool(), hidden, valid), found)
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -420,7 +421,7 @@ def heard(tiny, spoken) -> tuple[dict[int, np.ndarray], np.ndarray, np.ndarray]:
     numbers = _speech.numbers(config, extractor)
     network = _speech.wrap(_speech.load(config, state), extractor, 3 * RATE)
     files: list[Path] = sorted(spoken.glob("*/*.wav"))
-    pools = {segments: _speech.SegmentPool(segments) for segments in (1, 5)}
+    pools = {segments: _pooling.SegmentPool(segments) for segments in (1, 5)}
     rows: dict[int, list[np.ndarray]] = {segments: [] for segments in pools}
     for start in range(0, len(files), 16):
         group = [audio.load(file, numbers) for file in files[start : start + 16]]

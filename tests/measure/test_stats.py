@@ -31,6 +31,28 @@ def test_wilson_of_nothing_knows_nothing():
     assert stats.wilson(0, 0) == Interval(value=0.0, low=0.0, high=1.0)
 
 
+@pytest.mark.parametrize(
+    ("n", "better", "worse"),
+    [(50, 0.08, 0.08), (50, 0.15, 0.03), (400, 0.08, 0.08), (400, 0.15, 0.03), (400, 0.01, 0.02)],
+)
+def test_a_paired_difference_covers_the_true_one_19_times_in_20(n, better, worse):
+    drawn = rng().multinomial(n, (better, worse, 1 - better - worse), 2000)
+    found = [stats.paired_difference(int(gained), int(lost), n) for gained, lost, _ in drawn]
+    hits = np.mean([interval.low <= better - worse <= interval.high for interval in found])
+    assert 0.94 <= hits <= 0.995
+    assert all(i.low <= i.value <= i.high for i in found)
+    assert found[0].value == (drawn[0][0] - drawn[0][1]) / n
+
+
+def test_a_paired_difference_at_the_ends():
+    nothing = stats.paired_difference(0, 0, 100)
+    assert nothing.value == 0
+    assert nothing.low == pytest.approx(-nothing.high)
+    assert 0.01 < nothing.high < 0.03
+    assert stats.paired_difference(10, 0, 10).high == 1.0
+    assert stats.paired_difference(0, 0, 0) == Interval(value=0.0, low=-1.0, high=1.0)
+
+
 @pytest.mark.parametrize(("p", "n"), [(0.5, 6), (0.9, 36), (0.95, 72), (0.99, 368)])
 def test_fewest_requests_for_a_percentile(p, n):
     assert stats.fewest(p) == n

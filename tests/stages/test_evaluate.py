@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import small_bundles
 
 from tlexport.bundle import Bundle
 from tlexport.errors import BundleError, DataError, MissingDependency, OptionError
@@ -48,6 +50,39 @@ def test_both_runtimes_say_the_same_at_every_batch(digits_bundle, some):
         for runtime, batch in (("eager@cpu", 8), ("ort@cpu", 8), ("ort@cpu", 1), ("ort@cpu", 100))
     ]
     assert len({report.confusion for report in reports}) == 1
+
+
+def test_a_runtime_that_decides_otherwise_is_told_apart(digits_bundle, some, monkeypatch):
+    """The first row of each batch of four is answered as the last label, whatever it shows."""
+    from tlexport.runtimes import connect
+
+    def opener(bundle, where, options):
+        inner = connect("ort@cpu", bundle, options)
+
+        def answer(inputs):
+            logits = inner(inputs)["logits"].copy()
+            logits[0] = 0
+            logits[0, 9] = 50
+            return {"logits": logits}
+
+        odd = SimpleNamespace(name="odd@cpu", close=inner.close)
+        return type("Odd", (), {"__call__": lambda self, inputs: answer(inputs), **vars(odd)})()
+
+    small_bundles.plug_runtime(monkeypatch, "odd", opener)
+    plain = evaluate(digits_bundle, some, EvaluateOptions(runtime="ort@cpu", batch=4))
+    report = evaluate(digits_bundle, some, EvaluateOptions(runtime="odd@cpu", batch=4))
+    assert plain.against.changed == 0
+    told = report.against
+    assert told.runtime == "eager@cpu"
+    assert 5 <= told.changed <= 8
+    assert told.wrong >= 5
+    assert told.right + told.wrong <= told.changed
+    assert told.difference.value == pytest.approx((told.right - told.wrong) / 32)
+    assert told.difference.high < 0
+    assert report.accuracy.value - told.accuracy == pytest.approx(told.difference.value)
+    assert told.largest_change > 0.5
+    none = evaluate(digits_bundle, some, EvaluateOptions(runtime="ort@cpu", against="none"))
+    assert none.against is None
 
 
 def test_of_train_and_val_only_val_is_asked(digits_bundle, some):

@@ -227,6 +227,28 @@ def test_scores_are_those_of_scikit_learn(answers):
     )
     confusion = sklearn.metrics.confusion_matrix(truth, predicted, labels=range(4))
     assert np.array_equal(scores.confusion, confusion)
+    assert scores.top5 is None
+
+
+def test_calibration_error_and_top_5_are_those_counted_by_hand():
+    rng = np.random.default_rng(3)
+    logits = rng.normal(0, 2, (500, 8)).astype(np.float32)
+    truth = np.where(rng.random(500) < 0.5, logits.argmax(1), rng.integers(0, 8, 500))
+    labels = tuple("abcdefgh")
+    eight = ModelSpec(name="m", task="x", inputs=(), outputs=SPEC.outputs, labels=labels)
+    decided = task.decide(eight, {"logits": logits})
+    scorer = task.scorer(eight)
+    for part in np.array_split(np.arange(500), 7):
+        scorer.update(truth[part], Decisions(decided.order[part], decided.probabilities[part]))
+    found = scorer.scores()
+    best, right = decided.probabilities[:, 0], decided.order[:, 0] == truth
+    bins = np.minimum((best * 15).astype(int), 14)
+    gaps = [abs(best[bins == b].sum() - right[bins == b].sum()) for b in range(15)]
+    assert found.calibration_error == pytest.approx(sum(gaps) / 500, abs=1e-5)
+    assert found.calibration_error > 0.05
+    ranked = (decided.order[:, :5] == truth[:, None]).any(1)
+    assert found.top5 == pytest.approx(ranked.mean(), abs=1e-6)
+    assert found.accuracy < found.top5 < 1
 
 
 def test_real_names_of_files_are_not_read_as_options(digits, tmp_path):

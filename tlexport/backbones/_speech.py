@@ -28,8 +28,6 @@ from transformers.models.whisper.modeling_whisper import WhisperEncoder
 from tlexport.backbones import _hub
 from tlexport.backbones._mel_networks import TRIM_DB, Ast, Whisper
 from tlexport.backbones._mel_networks import WHISPER_STEP as WHISPER_STEP
-from tlexport.backbones._pooling import MeanPool as MeanPool
-from tlexport.backbones._pooling import SegmentPool as SegmentPool
 from tlexport.backbones._spectrogram import FRAME, HOP, RATE
 from tlexport.backbones._speech_network import Speech as Speech
 from tlexport.backbones._waves import Waves, receptive_field

@@ -9,7 +9,7 @@ import pickle
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import safetensors.torch
 import torch
@@ -89,7 +89,7 @@ def put(module: torch.nn.Module, state: State, *, strict: bool = True) -> None:
     Tensors out of a file carry none, and some networks (MNASNet) refuse to load without.
     """
     versioned = collections.OrderedDict(state)
-    versioned._metadata = module.state_dict()._metadata  # type: ignore[attr-defined]
+    cast(Any, versioned)._metadata = cast(Any, module.state_dict())._metadata
     module.load_state_dict(versioned, strict=strict)
 
 

@@ -11,10 +11,10 @@ import numpy as np
 import torch
 
 from tlexport.backbones import _speech
-from tlexport.backbones._pooling import MeanPool
 from tlexport.bundle import Raw
 from tlexport.importers import _hub_folder
 from tlexport.spec import TensorSpec
+from tlexport.tasks._pooling import MeanPool
 
 LONGEST_S = 3.0
 """Seconds of a drawn clip at most."""

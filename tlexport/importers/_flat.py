@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -166,7 +166,7 @@ def vocabulary(network: torch.nn.Module, inputs: Tensors, name: str) -> int | No
 
     def note(module: torch.nn.Module, args: tuple[Any, ...]) -> None:
         if args and isinstance(args[0], torch.Tensor) and args[0].data_ptr() == ids.data_ptr():
-            sizes.add(int(module.num_embeddings))  # type: ignore[arg-type]
+            sizes.add(int(cast(Any, module).num_embeddings))
 
     hooks = [
         module.register_forward_pre_hook(note)

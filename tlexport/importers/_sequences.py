@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -40,7 +40,7 @@ class Decoder(torch.nn.Module):
     def __init__(self, model: torch.nn.Module) -> None:
         super().__init__()
         self.model = model
-        self.takes = set(inspect.signature(model.base_model.forward).parameters)  # type: ignore[union-attr]
+        self.takes = set(inspect.signature(cast(Any, model).base_model.forward).parameters)
 
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> Any:
         """input_ids, attention_mask: int64 [batch, sequence] -> logits [batch, labels]."""

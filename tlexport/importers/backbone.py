@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -131,5 +131,6 @@ def _widen(pretrained: Pretrained, classes: int) -> None:
         if isinstance(part, torch.nn.Linear):
             new = torch.nn.Linear(part.in_features, classes, bias=bias)
         else:
-            new = torch.nn.Conv2d(part.in_channels, classes, part.kernel_size, bias=bias)  # type: ignore[arg-type]
+            kernel = cast(tuple[int, int], part.kernel_size)
+            new = torch.nn.Conv2d(part.in_channels, classes, kernel, bias=bias)
         pretrained.module.set_submodule(path, new)

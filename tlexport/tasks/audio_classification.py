@@ -11,15 +11,16 @@ import numpy as np
 import torch
 
 from tlexport.backbones import Pretrained
-from tlexport.backbones._pooling import MeanPool, SegmentPool
 from tlexport.bundle import Bundle
 from tlexport.errors import OptionError
 from tlexport.options import DataOptions, TrainOptions
 from tlexport.preprocess import audio
 from tlexport.spec import ModelSpec, Probe, TensorSpec
-from tlexport.tasks import Examples, Learner, Loaded, Source, _class_folders, _frozen
+from tlexport.tasks import Examples, Learner, Loaded, Source, _class_folders, _frozen, _linear
 from tlexport.tasks._classify import decide as decide
 from tlexport.tasks._classify import scorer as scorer
+from tlexport.tasks._linear import assemble as assemble
+from tlexport.tasks._pooling import MeanPool, SegmentPool
 
 NAME = "audio-classification"
 
@@ -49,21 +50,6 @@ def _cost(path: Path) -> int:
 
 
 CLIPS = _class_folders.Kind(suffixes=audio.suffixes(), name="clips", cost=_cost)
-
-
-class Classifier(torch.nn.Module):
-    """Features and head as one network: samples -> float32 logits [batch, classes]."""
-
-    def __init__(self, extractor: torch.nn.Module, head: torch.nn.Module) -> None:
-        super().__init__()
-        self.extractor = extractor
-        self.head = head
-
-    def forward(
-        self, samples: torch.Tensor, attention_mask: torch.Tensor | None = None
-    ) -> torch.Tensor:
-        """float32 [batch, samples], bool [batch, samples] -> logits: float32 [batch, classes]."""
-        return cast(torch.Tensor, self.head(self.extractor(samples, attention_mask)))
 
 
 class ClipFeatures(torch.nn.Module):
@@ -177,19 +163,7 @@ def spec(name: str, labels: tuple[str, ...], learner: Learner) -> ModelSpec:
     inputs = [TensorSpec(name="samples", dtype="float32", shape=shape, legal=(-1, 1))]
     if learner.preprocess["mask"]:
         inputs.append(TensorSpec(name="attention_mask", dtype="bool", shape=shape))
-    return ModelSpec(
-        name=name,
-        task=NAME,
-        inputs=tuple(inputs),
-        outputs=(TensorSpec(name="logits", dtype="float32", shape=("batch", len(labels))),),
-        labels=labels,
-        preprocess=learner.preprocess,
-    )
-
-
-def assemble(learner: Learner, head: torch.nn.Linear) -> torch.nn.Module:
-    """The finished network."""
-    return Classifier(learner.extractor, head).eval()
+    return _linear.spec(name, NAME, tuple(inputs), labels, learner)
 
 
 def network(bundle: Bundle) -> torch.nn.Module:
@@ -199,12 +173,7 @@ def network(bundle: Bundle) -> torch.nn.Module:
         BundleError: the weights are not the ones the bundle was made with, or not of the network
             and labels that it names.
     """
-
-    def assemble(pretrained: Pretrained, record: dict[str, Any]) -> torch.nn.Module:
-        head = torch.nn.Linear(record["features"], len(bundle.spec.labels))
-        return Classifier(_extractor(pretrained, record["pooling"]), head)
-
-    return _frozen.restore(bundle, assemble)
+    return _linear.network(bundle, lambda kept, record: _extractor(kept, record["pooling"]))
 
 
 def probes(spec: ModelSpec, inputs: dict[str, np.ndarray], most: int) -> list[Probe]:

@@ -16,9 +16,10 @@ from tlexport.errors import OptionError
 from tlexport.options import DataOptions, TrainOptions
 from tlexport.preprocess import image
 from tlexport.spec import ModelSpec, Probe, TensorSpec
-from tlexport.tasks import Examples, Learner, Loaded, Source, _class_folders, _frozen
+from tlexport.tasks import Examples, Learner, Loaded, Source, _class_folders, _frozen, _linear
 from tlexport.tasks._classify import decide as decide
 from tlexport.tasks._classify import scorer as scorer
+from tlexport.tasks._linear import assemble as assemble
 
 NAME = "image-classification"
 
@@ -40,19 +41,6 @@ class Pixels(torch.nn.Module):
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Scale to 0 .. 1, subtract the mean, divide by the deviation: one multiply and one add."""
         return images.permute(0, 3, 1, 2).to(self.scale.dtype) * self.scale + self.shift
-
-
-class Classifier(torch.nn.Module):
-    """Pixels, backbone and head as one network: uint8 images -> float32 logits [batch, classes]."""
-
-    def __init__(self, extractor: torch.nn.Module, head: torch.nn.Module) -> None:
-        super().__init__()
-        self.extractor = extractor
-        self.head = head
-
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """images: uint8 [batch, height, width, 3] -> logits: float32 [batch, classes]."""
-        return cast(torch.Tensor, self.head(self.extractor(images)))
 
 
 def read(root: Path, choice: DataOptions | None = None, known: tuple[str, ...] = ()) -> Examples:
@@ -92,7 +80,7 @@ def learner(options: TrainOptions, examples: Examples) -> Learner:
         DataError: the weights are of another network or not safe to load.
     """
     pretrained, origin, record = _frozen.load(options, "image")
-    extractor = _extractor(pretrained)
+    extractor = _extractor(pretrained, pretrained.preprocess)
     for parameter in extractor.parameters():
         parameter.requires_grad_(False)
     height, width = pretrained.preprocess["size"]
@@ -116,23 +104,9 @@ def learner(options: TrainOptions, examples: Examples) -> Learner:
 def spec(name: str, labels: tuple[str, ...], learner: Learner) -> ModelSpec:
     """images: uint8 [batch, height, width, 3] -> logits: float32 [batch, classes]."""
     height, width = learner.preprocess["size"]
-    return ModelSpec(
-        name=name,
-        task=NAME,
-        inputs=(
-            TensorSpec(
-                name="images", dtype="uint8", shape=("batch", height, width, 3), legal=(0, 255)
-            ),
-        ),
-        outputs=(TensorSpec(name="logits", dtype="float32", shape=("batch", len(labels))),),
-        labels=labels,
-        preprocess=learner.preprocess,
-    )
-
-
-def assemble(learner: Learner, head: torch.nn.Linear) -> torch.nn.Module:
-    """The finished network."""
-    return Classifier(learner.extractor, head).eval()
+    shape = ("batch", height, width, 3)
+    images = TensorSpec(name="images", dtype="uint8", shape=shape, legal=(0, 255))
+    return _linear.spec(name, NAME, (images,), labels, learner)
 
 
 def network(bundle: Bundle) -> torch.nn.Module:
@@ -142,13 +116,7 @@ def network(bundle: Bundle) -> torch.nn.Module:
         BundleError: the weights are not the ones the bundle was made with, or not of the network
             and labels that it names.
     """
-
-    def assemble(pretrained: Pretrained, record: dict[str, Any]) -> torch.nn.Module:
-        pretrained.preprocess.update(bundle.spec.preprocess)
-        head = torch.nn.Linear(record["features"], len(bundle.spec.labels))
-        return Classifier(_extractor(pretrained), head)
-
-    return _frozen.restore(bundle, assemble)
+    return _linear.network(bundle, lambda kept, record: _extractor(kept, bundle.spec.preprocess))
 
 
 def probes(spec: ModelSpec, inputs: dict[str, np.ndarray], most: int) -> list[Probe]:
@@ -156,7 +124,6 @@ def probes(spec: ModelSpec, inputs: dict[str, np.ndarray], most: int) -> list[Pr
     return []
 
 
-def _extractor(pretrained: Pretrained) -> torch.nn.Module:
+def _extractor(pretrained: Pretrained, numbers: dict[str, Any]) -> torch.nn.Module:
     pretrained.behead(pretrained.module)
-    numbers = pretrained.preprocess
     return torch.nn.Sequential(Pixels(numbers["mean"], numbers["std"]), pretrained.module).eval()

@@ -23,11 +23,13 @@ from tlexport.tasks import (
     Source,
     _class_folders,
     _frozen,
+    _linear,
     _sequences,
     _tables,
 )
 from tlexport.tasks._classify import decide as decide
 from tlexport.tasks._classify import scorer as scorer
+from tlexport.tasks._linear import assemble as assemble
 
 NAME = "text-classification"
 
@@ -50,19 +52,6 @@ class TextFeatures(torch.nn.Module):
         """Both int64 [batch, sequence] -> float32 [batch, width]."""
         hidden = self.backbone(input_ids, attention_mask)
         return cast(torch.Tensor, self.pool(hidden, attention_mask))
-
-
-class Classifier(torch.nn.Module):
-    """Features and head as one network: token ids -> float32 logits [batch, classes]."""
-
-    def __init__(self, extractor: torch.nn.Module, head: torch.nn.Module) -> None:
-        super().__init__()
-        self.extractor = extractor
-        self.head = head
-
-    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
-        """Both int64 [batch, sequence] -> logits: float32 [batch, classes]."""
-        return cast(torch.Tensor, self.head(self.extractor(input_ids, attention_mask)))
 
 
 def read(root: Path, choice: DataOptions | None = None, known: tuple[str, ...] = ()) -> Examples:
@@ -160,22 +149,11 @@ def spec(name: str, labels: tuple[str, ...], learner: Learner) -> ModelSpec:
     """input_ids, attention_mask: int64 [batch, sequence] -> logits: float32 [batch, classes]."""
     shape = ("batch", "sequence")
     words = learner.preprocess["vocabulary"] - 1
-    return ModelSpec(
-        name=name,
-        task=NAME,
-        inputs=(
-            TensorSpec(name="input_ids", dtype="int64", shape=shape, legal=(0, words)),
-            TensorSpec(name="attention_mask", dtype="int64", shape=shape, legal=(0, 1)),
-        ),
-        outputs=(TensorSpec(name="logits", dtype="float32", shape=("batch", len(labels))),),
-        labels=labels,
-        preprocess=learner.preprocess,
+    inputs = (
+        TensorSpec(name="input_ids", dtype="int64", shape=shape, legal=(0, words)),
+        TensorSpec(name="attention_mask", dtype="int64", shape=shape, legal=(0, 1)),
     )
-
-
-def assemble(learner: Learner, head: torch.nn.Linear) -> torch.nn.Module:
-    """The finished network."""
-    return Classifier(learner.extractor, head).eval()
+    return _linear.spec(name, NAME, inputs, labels, learner)
 
 
 def network(bundle: Bundle) -> torch.nn.Module:
@@ -185,12 +163,7 @@ def network(bundle: Bundle) -> torch.nn.Module:
         BundleError: the weights are not the ones the bundle was made with, or not of the network
             and labels that it names.
     """
-
-    def assemble(pretrained: Pretrained, record: dict[str, Any]) -> torch.nn.Module:
-        head = torch.nn.Linear(record["features"], len(bundle.spec.labels))
-        return Classifier(_extractor(pretrained, record["pooling"]), head)
-
-    return _frozen.restore(bundle, assemble)
+    return _linear.network(bundle, lambda kept, record: _extractor(kept, record["pooling"]))
 
 
 def probes(spec: ModelSpec, inputs: dict[str, np.ndarray], most: int) -> list[Probe]:
