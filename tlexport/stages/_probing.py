@@ -76,7 +76,7 @@ def sizes_of(model: Model, draw: Callable[[Mapping[str, int]], Tensors]) -> dict
             first = first or error
             continue
         for larger in LARGER:
-            with contextlib.suppress(TlexportError):
+            with contextlib.suppress(TlexportError):  # the smaller size, which works, is taken
                 model.ask(draw(_within(model, larger * size, spread)))
                 return _within(model, larger * size, spread)
         return chosen
