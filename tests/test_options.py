@@ -9,8 +9,9 @@ import msgspec
 import pytest
 
 from tlexport import options
+from tlexport.checks import check_name
 from tlexport.errors import OptionError
-from tlexport.options import BenchOptions, RuntimeOptions, ServeOptions, TrainOptions, check_name
+from tlexport.options import BenchOptions, RuntimeOptions, ServeOptions, TrainOptions
 
 RECORDS = [
     record

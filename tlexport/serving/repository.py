@@ -25,9 +25,9 @@ import numpy as np
 from tritonclient.grpc import model_config_pb2 as pb
 
 from tlexport.bundle import encode, write_tensors
+from tlexport.checks import check_name
 from tlexport.errors import OptionError, RepositoryError
 from tlexport.files import cannot_write, sync_file, sync_folder, write_atomic
-from tlexport.options import check_name
 from tlexport.serving import config
 from tlexport.serving.config import CONFIG, LABELS, WARMUP, Settings
 from tlexport.spec import ModelSpec

@@ -1,0 +1,16 @@
+"""What a caller may ask for: frozen, self-checking records."""
+
+from __future__ import annotations
+
+from tlexport.options._asking import BenchOptions as BenchOptions
+from tlexport.options._asking import EvaluateOptions as EvaluateOptions
+from tlexport.options._asking import PredictOptions as PredictOptions
+from tlexport.options._asking import RuntimeOptions as RuntimeOptions
+from tlexport.options._asking import VerifyOptions as VerifyOptions
+from tlexport.options._making import DataOptions as DataOptions
+from tlexport.options._making import ExportOptions as ExportOptions
+from tlexport.options._making import ImportOptions as ImportOptions
+from tlexport.options._making import TrainOptions as TrainOptions
+from tlexport.options._serving import PackageOptions as PackageOptions
+from tlexport.options._serving import RunOptions as RunOptions
+from tlexport.options._serving import ServeOptions as ServeOptions

@@ -1,0 +1,134 @@
+"""What a caller may ask for when a model is asked."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta
+
+from tlexport.checks import check
+from tlexport.errors import OptionError
+from tlexport.options._making import DataOptions
+
+Count = Annotated[int, Meta(ge=1)]
+
+
+class RuntimeOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """How a runtime may use the machine, and which artifact it runs."""
+
+    threads: Annotated[
+        int, Meta(description="threads in all; 0: the cores this process may use", ge=0)
+    ] = 0
+    instances: Annotated[
+        int, Meta(description="copies of the model that share the threads", ge=1)
+    ] = 1
+    artifact: Annotated[str, Meta(description="the artifact to run, TARGET-PRECISION")] = (
+        "onnx-fp32"
+    )
+    model: Annotated[
+        str | None, Meta(description="the model's name on a server; default: the bundle's")
+    ] = None
+    version: Annotated[
+        str, Meta(description="the model's version on a server; default: the one in service")
+    ] = ""
+    timeout_s: Annotated[float, Meta(description="longest wait for one answer", gt=0)] = 60.0
+
+    def __post_init__(self) -> None:
+        check(self)
+
+    def threads_each(self, cores: int) -> int:
+        """Threads of each instance, so that instances x threads stays within the budget.
+
+        Raises:
+            OptionError: more instances than threads.
+        """
+        threads = self.threads or cores
+        if self.instances > threads:
+            raise OptionError(
+                "at most as many instances as threads",
+                got=f"--instances {self.instances} with {threads} threads",
+                fix="pass fewer --instances or more --threads: instances that share a core only "
+                "wait for each other",
+            )
+        return threads // self.instances
+
+
+class EvaluateOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """Whom to ask about labelled examples."""
+
+    runtime: Annotated[
+        str | None,
+        Meta(description="who answers, NAME@WHERE; default: the original, eager@cpu, if there is"),
+    ] = None
+    against: Annotated[
+        str, Meta(description="whom to compare with on the same examples, NAME@WHERE, or none")
+    ] = "eager@cpu"
+    batch: Annotated[int, Meta(description="examples per question", ge=1)] = 8
+    skip_broken: Annotated[
+        bool, Meta(description="leave unreadable files out, naming and counting them")
+    ] = False
+    data: DataOptions = DataOptions()
+
+    def __post_init__(self) -> None:
+        check(self)
+
+
+class PredictOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """Whom to ask about raw files, and how many labels to tell."""
+
+    runtime: Annotated[
+        str | None,
+        Meta(description="who answers for a bundle, NAME@WHERE; default: the export, else eager"),
+    ] = None
+    top: Annotated[int, Meta(description="labels to tell per file", ge=1)] = 3
+    batch: Annotated[int, Meta(description="files per question", ge=1)] = 8
+
+    def __post_init__(self) -> None:
+        check(self)
+
+
+class VerifyOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """How strictly to compare."""
+
+    reference: Annotated[
+        str | None,
+        Meta(
+            description="the runtime that is right, NAME@WHERE; default: the original, eager@cpu; "
+            "of an imported ONNX file its stored answers, else itself unoptimised"
+        ),
+    ] = None
+    candidate: Annotated[str, Meta(description="the runtime to be proven equal")] = "ort@cpu"
+    tolerance: Annotated[
+        float,
+        Meta(description="largest difference, as a share of the outputs' scale", gt=0),
+    ] = 1e-4
+    max_batch: Annotated[int, Meta(description="largest batch that will be served", ge=1)] = 8
+
+    def __post_init__(self) -> None:
+        check(self)
+
+
+class BenchOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """What to ask, how often, of whom."""
+
+    runtimes: Annotated[
+        tuple[str, ...],
+        Meta(
+            description="NAME@WHERE, the first is the yardstick; default: the original (eager@cpu, "
+            "or an imported ONNX file unoptimised) and ort@cpu"
+        ),
+    ] = ()
+    batches: Annotated[tuple[Count, ...], Meta(description="batch sizes", min_length=1)] = (1, 8)
+    concurrency: Annotated[int, Meta(description="requests in flight (closed loop)", ge=1)] = 1
+    rounds: Annotated[
+        int, Meta(description="turns that every runtime takes; an interval needs 6", ge=6)
+    ] = 10
+    round_s: Annotated[float, Meta(description="seconds per turn", gt=0)] = 0.5
+    warmup: Annotated[
+        int, Meta(description="requests before the clock starts, per runtime and batch", ge=0)
+    ] = 5
+    seed: Annotated[int, Meta(description="order of the turns and the bootstrap's draws", ge=0)] = 0
+
+    def __post_init__(self) -> None:
+        check(self)

@@ -1,0 +1,178 @@
+"""What a caller may ask for when a model is made."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import Meta
+
+from tlexport.checks import check, check_name
+from tlexport.errors import OptionError
+
+
+class DataOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """Where in a table the examples stand; a folder per class needs none of these."""
+
+    text_column: Annotated[
+        str | None, Meta(description="column of the texts in a table; default: text, sentence ...")
+    ] = None
+    label_column: Annotated[
+        str | None, Meta(description="column of the labels in a table; default: label, class ...")
+    ] = None
+
+    def __post_init__(self) -> None:
+        check(self)
+
+
+class TrainOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """How to fine-tune."""
+
+    task: Annotated[
+        str, Meta(description="what the model is for: image-, text- or audio-classification")
+    ] = "image-classification"
+    backbone: Annotated[
+        str, Meta(description="SOURCE/NAME of the pre-trained network, see `tlexport backbones`")
+    ] = "timm/tf_efficientnet_lite0"
+    weights: Annotated[
+        str | None,
+        Meta(
+            description="hub (default), random, package:NAME of an installed package, or a "
+            "safetensors file or checkpoint"
+        ),
+    ] = None
+    name: Annotated[
+        str | None, Meta(description="the model's name in the repository; default: the bundle's")
+    ] = None
+    seed: Annotated[
+        int,
+        Meta(description="fixes the split, the head's start and the order", ge=0, le=2**32 - 1),
+    ] = 0
+    val_fraction: Annotated[
+        float, Meta(description="share held out, where there is no val/ folder", gt=0, lt=1)
+    ] = 0.2
+    trials: Annotated[
+        int,
+        Meta(description="settings of the head's optimiser to try", ge=1),
+    ] = 8
+    epochs: Annotated[int, Meta(description="most passes over the features per trial", ge=1)] = 60
+    patience: Annotated[
+        int, Meta(description="epochs without a better validation loss before a stop", ge=1)
+    ] = 8
+    batch: Annotated[
+        int, Meta(description="examples per forward pass; 0: 8 on a CPU, 64 on a GPU", ge=0)
+    ] = 0
+    class_weights: Annotated[
+        bool, Meta(description="weigh each class by the inverse of its share")
+    ] = False
+    skip_broken: Annotated[
+        bool, Meta(description="leave unreadable files out, naming and counting them")
+    ] = False
+    augment: Annotated[
+        bool, Meta(description="not possible while features are cached; refused with the reason")
+    ] = False
+    golden: Annotated[
+        int, Meta(description="held-out inputs kept in the bundle as golden samples", ge=1)
+    ] = 32
+    pooling: Annotated[
+        Literal["auto", "mean", "cls", "last", "segments"],
+        Meta(
+            description="features of a sequence: mean, its first (cls) or last token, or the "
+            "means of five parts; auto: as the backbone was trained"
+        ),
+    ] = "auto"
+    max_length: Annotated[
+        int,
+        Meta(description="tokens of a text at most; 0: as many as the backbone takes, 512", ge=0),
+    ] = 0
+    max_seconds: Annotated[
+        float,
+        Meta(description="seconds of a clip at most; 0: the longest, as far as it goes", ge=0),
+    ] = 0
+    force: Annotated[bool, Meta(description="replace an existing bundle")] = False
+    data: DataOptions = DataOptions()
+
+    def __post_init__(self) -> None:
+        check(self)
+        if self.augment:
+            raise OptionError(
+                "no --augment with a frozen backbone",
+                got="--augment",
+                fix="leave it out: features are computed once and kept, so each image has exactly "
+                "one feature vector and a random crop or flip would never be seen again",
+            )
+        if self.name is not None:
+            check_name(self.name)
+
+
+class ImportOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """Which model to take in, and what it takes; exactly one of the first five is set."""
+
+    module: Annotated[
+        str | None,
+        Meta(description="PACKAGE.MODULE:FACTORY, a function that returns your torch.nn.Module"),
+    ] = None
+    huggingface: Annotated[
+        str | None, Meta(description="folder that `save_pretrained` of transformers wrote")
+    ] = None
+    backbone: Annotated[
+        str | None,
+        Meta(description="SOURCE/NAME of a torchvision or timm network, with --weights"),
+    ] = None
+    pt2: Annotated[str | None, Meta(description="file that `torch.export.save` wrote")] = None
+    onnx: Annotated[str | None, Meta(description="ONNX file that another tool wrote")] = None
+    weights: Annotated[
+        str | None, Meta(description="state dict: a safetensors file or torch checkpoint")
+    ] = None
+    inputs: Annotated[
+        tuple[str, ...],
+        Meta(
+            description="NAME:DTYPE[AXES], and =LOW..HIGH where its values have a range, such as "
+            "ids:int64[batch,sequence<=512]=0..30521; once per input"
+        ),
+    ] = ()
+    output_names: Annotated[
+        tuple[str, ...],
+        Meta(
+            description="an output to keep, or its new name; once per output; default: all, "
+            "by the model's own names"
+        ),
+    ] = ()
+    labels: Annotated[str | None, Meta(description="file with a label a line")] = None
+    samples: Annotated[
+        str | None,
+        Meta(
+            description="real inputs: FILE.npz with arrays by name (answers too, if there are), "
+            "or a folder of them or of images"
+        ),
+    ] = None
+    name: Annotated[
+        str | None, Meta(description="the model's name in the repository; default: the bundle's")
+    ] = None
+    golden: Annotated[
+        int, Meta(description="samples kept in the bundle, or drawn where none are given", ge=1)
+    ] = 32
+    seed: Annotated[int, Meta(description="fixes what is drawn", ge=0, le=2**32 - 1)] = 0
+    trust_remote_code: Annotated[
+        bool, Meta(description="run Python code that lies in the Hugging Face folder")
+    ] = False
+    force: Annotated[bool, Meta(description="replace an existing bundle")] = False
+
+    def __post_init__(self) -> None:
+        check(self)
+        if self.name is not None:
+            check_name(self.name)
+
+
+class ExportOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """What the model shall become."""
+
+    target: Annotated[str, Meta(description="what to make of the model")] = "onnx"
+    triton: Annotated[
+        str | None,
+        Meta(description="release YY.MM that must read the file; default: the oldest that can"),
+    ] = None
+    force: Annotated[bool, Meta(description="replace an artifact that is still current")] = False
+
+    def __post_init__(self) -> None:
+        check(self)

@@ -1,0 +1,90 @@
+"""What a caller may ask for when a model is served."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import Meta
+
+from tlexport.checks import check, check_name
+from tlexport.options._making import TrainOptions
+
+
+class PackageOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """How the model shall be served."""
+
+    name: Annotated[str | None, Meta(description="the model's name; default: the bundle's")] = None
+    artifact: Annotated[str, Meta(description="the artifact to serve, TARGET-PRECISION")] = (
+        "onnx-fp32"
+    )
+    max_batch: Annotated[
+        int, Meta(description="largest batch the server may form; 0: no batching", ge=0)
+    ] = 8
+    queue_delay_us: Annotated[
+        int, Meta(description="longest wait for batch mates, in microseconds", ge=0)
+    ] = 0
+    instances: Annotated[int, Meta(description="copies of the model; 0: one", ge=0)] = 0
+    threads: Annotated[
+        int, Meta(description="threads per instance; 0: cores / instances", ge=0)
+    ] = 0
+    keep_versions: Annotated[
+        int, Meta(description="versions the server keeps loaded, newest first", ge=1)
+    ] = 1
+    triton: Annotated[str | None, Meta(description="release YY.MM that must read the file")] = None
+    allow_signature_change: Annotated[
+        bool, Meta(description="take a version with other inputs, outputs or labels")
+    ] = False
+
+    def __post_init__(self) -> None:
+        check(self)
+        if self.name is not None:
+            check_name(self.name)
+
+
+class ServeOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """Which server, and where it listens."""
+
+    server: Annotated[
+        Literal["auto", "embedded", "docker"],
+        Meta(
+            description="embedded: no Docker; docker: NVIDIA's image; auto: whichever can run here"
+        ),
+    ] = "auto"
+    host: Annotated[str, Meta(description="address to listen on")] = "127.0.0.1"
+    http_port: Annotated[int, Meta(description="0: a free one", ge=0, le=65535)] = 0
+    grpc_port: Annotated[int, Meta(description="0: a free one", ge=0, le=65535)] = 0
+    metrics_port: Annotated[int, Meta(description="0: a free one", ge=0, le=65535)] = 0
+    control: Annotated[
+        Literal["none", "poll", "explicit"], Meta(description="how the server follows changes")
+    ] = "none"
+    image: Annotated[str, Meta(description="the image for --server docker")] = ""
+    timeout_s: Annotated[float, Meta(description="longest wait until ready", gt=0)] = 120.0
+
+    def __post_init__(self) -> None:
+        check(self)
+
+
+class RunOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """The main job's own choices, and how to fine-tune."""
+
+    training: TrainOptions = TrainOptions()
+    repository: Annotated[str, Meta(description="the Triton model repository to install into")] = (
+        "model_repository"
+    )
+    triton: Annotated[
+        str | None,
+        Meta(description="release YY.MM that must read the file; default: the oldest that can"),
+    ] = None
+    server: Annotated[
+        Literal["auto", "embedded", "docker"], Meta(description="which server to try it on")
+    ] = "auto"
+    bench_s: Annotated[
+        float, Meta(description="seconds of measuring per runtime and batch size", gt=0)
+    ] = 5.0
+    allow_signature_change: Annotated[
+        bool, Meta(description="install though the model before took or answered other tensors")
+    ] = False
+
+    def __post_init__(self) -> None:
+        check(self)
