@@ -29,6 +29,7 @@ from tlexport.bundle import (
 from tlexport.environment import versions
 from tlexport.files import sha256_of
 from tlexport.spec import ModelSpec, TensorSpec
+from tlexport.tasks import _classify
 
 LABELS = ("cat", "dog", "eel", "fox")
 SIZE = 16
@@ -190,7 +191,9 @@ def plug_task(monkeypatch, network=Tiny) -> None:
         built.load_state_dict(safetensors.torch.load_file(bundle.weights))
         return built.eval()
 
-    task = SimpleNamespace(network=build, probes=lambda spec, inputs, most: [])
+    task = SimpleNamespace(
+        network=build, probes=lambda spec, inputs, most: [], decide=_classify.decide
+    )
 
     def load_or_tiny(folder: str, name: str):
         return task if name == "tiny" else load(folder, name)

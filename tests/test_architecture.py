@@ -29,15 +29,20 @@ BELOW = {
     "tasks": VOCABULARY | {"bundle", "backbones", "preprocess"},
     "importers": VOCABULARY | {"bundle", "backbones", "preprocess", "tasks"},
     "networks": VOCABULARY | {"bundle"},
+    "arithmetic": set(),
     "training": VOCABULARY | {"bundle", "networks", "tasks", "serving", "measure"},
     "targets": VOCABULARY | {"bundle", "networks", "serving", "measure"},
-    "runtimes": VOCABULARY | {"bundle", "networks", "serving", "measure"},
+    "runtimes": VOCABULARY | {"bundle", "networks", "arithmetic", "serving", "measure"},
+    "diagnosis": VOCABULARY | {"bundle", "networks", "arithmetic", "targets", "measure"},
 }
 BELOW["stages"] = VOCABULARY | set(BELOW)
 BELOW["pipeline"] = VOCABULARY | {"stages"}
 BELOW["cli"] = VOCABULARY | {"stages", "pipeline"}
 BELOW["__main__"] = {"cli"}
-PLUGINS = ("backbones", "tasks", "importers", "targets", "runtimes", "stages", "preprocess")
+PLUGINS = (
+    *("backbones", "tasks", "importers", "targets", "runtimes", "diagnosis"),
+    *("stages", "preprocess"),
+)
 """Rooms whose public files must not know each other."""
 
 ADDRESSES = {
@@ -51,6 +56,8 @@ ADDRESSES = {
         "training",
         "targets",
         "runtimes.eager",
+        "arithmetic",
+        "diagnosis",
     },
     "torchvision": {"backbones.torchvision"},
     "timm": {"backbones.timm"},
@@ -61,10 +68,11 @@ ADDRESSES = {
     "soundfile": {"preprocess.audio"},
     "soxr": {"preprocess.audio"},
     "optuna": {"training"},
-    "onnx": {"targets", "importers.onnx", "serving.lint"},
-    "onnxruntime": {"runtimes.ort", "serving.backends"},
+    "onnx": {"targets", "importers.onnx", "serving.lint", "diagnosis"},
+    "onnxruntime": {"runtimes.ort", "serving.backends", "diagnosis"},
     "tritonclient": {"runtimes.triton", "serving"},
     "PIL": {"preprocess.image"},
+    "jinja2": {"stages._page"},
     "tlexport": set(),
 }
 

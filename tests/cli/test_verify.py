@@ -36,7 +36,8 @@ def test_a_pass_is_told_in_a_table_of_80_columns(bundle, capsys):
     assert run("verify", bundle) == 0
     out, err = capsys.readouterr()
     assert out.startswith("passed: ort@cpu against eager@cpu, 12 golden samples\n")
-    assert "(0.0001 is allowed)" in out
+    assert "x the original's own rounding (8x is allowed)" in out
+    assert "labels: 0 of 12 changed" in out
     assert sum(line.startswith("answers ") for line in out.splitlines()) == 4
     assert max(len(line) for line in out.splitlines()) <= 80
     assert err == ""
@@ -48,8 +49,12 @@ def test_a_failure_is_printed_kept_and_exits_with_3(broken, capsys):
     assert out.startswith("FAILED: ort@cpu against eager@cpu")
     assert "logits[2] for golden sample" in out
     assert "became eel, margin" in out
+    assert "cause 1, weights: one weight of the file is not the bundle's: head.bias[2]" in out
     assert "expected ort@cpu to answer as eager@cpu does" in err
-    assert "logits[2] for golden sample" in err
+    assert "head.bias[2] is" in err
+    page = (Bundle(broken).root / "reports" / "parity-onnx-fp32.html").read_text()
+    assert "<svg" in page
+    assert "head.bias[2] is" in page
     assert not Bundle(broken).report("parity-onnx-fp32", ParityReport).passed
 
 

@@ -135,7 +135,7 @@ def test_more_threads_than_cores(tmp_path, place):
 def test_a_tolerance_that_proves_nothing(tmp_path, place):
     bundle = bundles.make(tmp_path / "b.bundle")
     bundle.write_report("parity-onnx-fp32", bundles.parity(bundle, tolerance=1e9))
-    refuse(bundle, place, ParityError, "at a tolerance of at most 0.01")
+    refuse(bundle, place, ParityError, "at --tolerance of at most 0.01")
 
 
 def test_no_larger_batch_than_was_proven(tmp_path, place):

@@ -76,7 +76,8 @@ def _flag(name: str, hint: Any, default: Any) -> Callable[[Any], Any]:
     elif typing.get_origin(kind) is Literal:
         options["type"] = click.Choice(typing.get_args(kind))
     elif typing.get_origin(kind) in (types.UnionType, typing.Union):
-        options["type"] = next(a for a in typing.get_args(kind) if a is not type(None))
+        inner = next(a for a in typing.get_args(kind) if a is not type(None))
+        options["type"] = typing.get_args(inner)[0] if typing.get_args(inner) else inner
     else:
         options["type"] = kind
     if default not in (None, "", ()):

@@ -52,6 +52,21 @@ def paired_difference(gained: int, lost: int, n: int) -> Interval:
     )
 
 
+def mcnemar(gained: int, lost: int) -> float:
+    """Two-sided p-value that a change of decision is as often for the better as for the worse.
+
+    Source: McNemar, "Note on the sampling error of the difference between correlated proportions",
+    Psychometrika 12 (1947), in its exact form: a binomial test of the discordant pairs.
+    """
+    n = gained + lost
+    whole = math.lgamma(n + 1) - n * math.log(2)
+    tail = math.fsum(
+        math.exp(whole - math.lgamma(k + 1) - math.lgamma(n - k + 1))
+        for k in range(min(gained, lost) + 1)
+    )
+    return min(1.0, 2 * tail)
+
+
 def fewest(p: float) -> int:
     """Smallest sample with an upper confidence bound for quantile `p`: p50 6, p90 36, p99 368.
 

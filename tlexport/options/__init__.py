@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from tlexport.options._asking import FACTOR as FACTOR
 from tlexport.options._asking import BenchOptions as BenchOptions
 from tlexport.options._asking import EvaluateOptions as EvaluateOptions
 from tlexport.options._asking import PredictOptions as PredictOptions

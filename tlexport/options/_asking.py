@@ -12,6 +12,10 @@ from tlexport.errors import OptionError
 from tlexport.options._making import DataOptions
 
 Count = Annotated[int, Meta(ge=1)]
+Share = Annotated[float, Meta(gt=0)]
+Room = Annotated[float, Meta(ge=0)]
+FACTOR = 8.0
+"""Healthy exports of 16 architectures are off by 0.5 to 2.6 times the original's own rounding."""
 
 
 class RuntimeOptions(msgspec.Struct, frozen=True, kw_only=True):
@@ -99,14 +103,51 @@ class VerifyOptions(msgspec.Struct, frozen=True, kw_only=True):
         ),
     ] = None
     candidate: Annotated[str, Meta(description="the runtime to be proven equal")] = "ort@cpu"
-    tolerance: Annotated[
+    factor: Annotated[
         float,
-        Meta(description="largest difference, as a share of the outputs' scale", gt=0),
-    ] = 1e-4
+        Meta(
+            description="how many times the original's own rounding (against float64) an answer "
+            "may be off",
+            gt=0,
+        ),
+    ] = FACTOR
+    tolerance: Annotated[
+        Share | None,
+        Meta(
+            description="largest difference as a share of the outputs' scale, in place of the "
+            "noise floor; default where there is no original: 1e-4 for fp32"
+        ),
+    ] = None
+    atol: Annotated[
+        Room | None,
+        Meta(description="largest absolute difference, in place of the noise floor"),
+    ] = None
+    rtol: Annotated[
+        Room | None,
+        Meta(description="largest difference as a share of each element, with --atol"),
+    ] = None
     max_batch: Annotated[int, Meta(description="largest batch that will be served", ge=1)] = 8
+    data: Annotated[
+        str | None,
+        Meta(description="labelled examples, to tell the change in accuracy; as for `train`"),
+    ] = None
+    max_accuracy_drop: Annotated[
+        float, Meta(description="largest loss of accuracy on --data that passes", ge=0, le=1)
+    ] = 0.01
+    explain: Annotated[
+        bool,
+        Meta(description="walk the graph node by node even where it passes; a failure always is"),
+    ] = False
+    columns: DataOptions = DataOptions()
 
     def __post_init__(self) -> None:
         check(self)
+        if self.tolerance is not None and (self.atol is not None or self.rtol is not None):
+            raise OptionError(
+                "one way to allow a difference",
+                got="--tolerance beside --atol or --rtol",
+                fix="leave all three out: the noise floor judges every model by its own rounding",
+            )
 
 
 class BenchOptions(msgspec.Struct, frozen=True, kw_only=True):

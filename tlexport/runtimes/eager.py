@@ -1,4 +1,4 @@
-"""eager@cpu, eager@cuda:N: the original network in PyTorch."""
+"""eager@cpu, eager@cuda:N, eager@cpu-float64: PyTorch."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from tlexport import networks
+from tlexport.arithmetic import ARITHMETICS, arithmetic, prepared
 from tlexport.bundle import Bundle
 from tlexport.environment import cores
 from tlexport.errors import MissingDependency, OptionError, SpecError
@@ -22,13 +23,17 @@ class Eager:
     """The network as its task or importer builds it from the bundle's weights.
 
     At most `instances` forward passes run at a time, each with its share of the threads: the
-    thread budget is the one that every other runtime gets.
+    thread budget is the one that every other runtime gets. On "cpu-float64" every operator
+    computes in float64 and the answers are float64; on "cpu-fp32", "cpu-fp16", "cpu-bf16" and
+    "cpu-int8" they are rounded as that precision rounds, which tells what it costs at best. None
+    of these is the original: `facts` names no weights.
     """
 
     def __init__(self, bundle: Bundle, where: str, options: RuntimeOptions) -> None:
         self.name = f"eager@{where}"
         self.spec = bundle.spec
-        self._device = _device(where)
+        device, _, self._arithmetic = where.partition("-")
+        self._device = _device(where if self._arithmetic not in ARITHMETICS else device)
         self._threads = options.threads_each(cores())
         self._turns = Turns(range(options.instances))
         self._facts = {
@@ -37,10 +42,12 @@ class Eager:
             "device": where,
             "threads": self._threads,
             "instances": options.instances,
-            "weights_sha256": bundle.manifest.weights_sha256,
         }
+        if not self._arithmetic:
+            self._facts["weights_sha256"] = bundle.manifest.weights_sha256
         self._threads_before = torch.get_num_threads()
-        self._network: torch.nn.Module | None = networks.network(bundle).to(self._device)
+        network = networks.network(bundle).to(self._device)
+        self._network: torch.nn.Module | None = prepared(network, self._arithmetic)
 
     def __call__(self, inputs: Tensors) -> dict[str, np.ndarray]:
         """Answer: rows in, rows out, in order.
@@ -53,7 +60,9 @@ class Eager:
         network = self._network
         if network is None:
             raise OptionError("an open runtime", got=f"{self.name}, closed", fix="open it again")
-        with self._turns.one(), torch.inference_mode():
+        # Not inference_mode for another arithmetic: there composite operators come undivided.
+        how = torch.no_grad() if self._arithmetic else torch.inference_mode()
+        with self._turns.one(), how, arithmetic(self._arithmetic or None):
             if torch.get_num_threads() != self._threads:  # each thread has its own count
                 torch.set_num_threads(self._threads)
             try:
@@ -86,7 +95,9 @@ class Eager:
         torch.set_num_threads(self._threads_before)
 
     def _tensor(self, array: np.ndarray) -> torch.Tensor:
-        return torch.from_numpy(np.require(array, requirements=["C", "W"])).to(self._device)
+        tensor = torch.from_numpy(np.require(array, requirements=["C", "W"])).to(self._device)
+        wide = self._arithmetic == "float64" and tensor.is_floating_point()
+        return tensor.double() if wide else tensor
 
     def _named(self, answer: torch.Tensor | tuple[torch.Tensor, ...]) -> dict[str, np.ndarray]:
         tensors = (answer,) if isinstance(answer, torch.Tensor) else tuple(answer)
@@ -101,7 +112,7 @@ class Eager:
 
 
 def open(bundle: Bundle | None, where: str, options: RuntimeOptions) -> Eager:
-    """Open the network of a bundle on "cpu" or "cuda:N".
+    """Open the network of a bundle on "cpu", "cuda:N", or "cpu-" and an arithmetic.
 
     Raises:
         OptionError: no bundle, another device, or more instances than threads.
@@ -120,7 +131,9 @@ def _device(where: str) -> torch.device:
         return torch.device("cpu")
     if not re.fullmatch(r"cuda:\d+", where):
         raise OptionError(
-            "eager@cpu or eager@cuda:N", got=f"eager@{where}", fix="name one of these devices"
+            "eager@cpu, eager@cuda:N or eager@cpu-" + "|".join(ARITHMETICS),
+            got=f"eager@{where}",
+            fix="name one of these devices",
         )
     if not torch.cuda.is_available():
         raise MissingDependency(

@@ -8,12 +8,13 @@ from tlexport.bundle import Artifact, Bundle, encode
 from tlexport.environment import cores, versions
 from tlexport.errors import BundleError, OptionError, ParityError
 from tlexport.files import sha256_of, sha256_of_json
-from tlexport.options import PackageOptions
+from tlexport.options import FACTOR, PackageOptions
 from tlexport.progress import Progress, silent
 from tlexport.reports import PackageReport, ParityReport
 from tlexport.serving import config, repository
 from tlexport.serving.releases import oldest_that_reads, readers, release
 from tlexport.spec import rows
+from tlexport.stages._truth import SHARES
 
 WIDEST_TOLERANCE = 0.01
 """A report that lets more pass, as a share of the outputs' scale, proves nothing."""
@@ -98,12 +99,7 @@ def proof(home: Bundle, artifact: Artifact) -> ParityReport:
             got=f"a report of {report.artifact} {report.artifact_sha256[:12]}",
             fix=f"the file is another since it was verified: {fix} again",
         )
-    if report.tolerance > WIDEST_TOLERANCE:
-        raise ParityError(
-            f"{expected}, at a tolerance of at most {WIDEST_TOLERANCE:g} of the outputs' scale",
-            got=f"one at {report.tolerance:g}",
-            fix=f"{fix} with a tolerance that proves something",
-        )
+    _hold_strict(report, expected, fix)
     if report.weights_sha256 != home.manifest.weights_sha256:
         raise ParityError(
             f"a parity report of the weights {home.manifest.weights_sha256[:12]}",
@@ -122,6 +118,28 @@ def proof(home: Bundle, artifact: Artifact) -> ParityReport:
             fix="export it again, or find out why the runtimes differ",
         )
     return report
+
+
+def _hold_strict(report: ParityReport, expected: str, fix: str) -> None:
+    """Refuse a report whose criterion lets so much pass that it proves nothing.
+
+    Raises:
+        ParityError: naming the criterion.
+    """
+    scale = min((check.scale for check in report.checks if check.scale), default=1.0)
+    share = (report.atol or 0.0) / scale + (report.rtol or 0.0)
+    widest = max(SHARES.get(report.precision, 0.0), WIDEST_TOLERANCE)
+    for name, got, most in (
+        ("--factor", report.factor, FACTOR),
+        ("--tolerance", report.tolerance, widest),
+        ("--atol and --rtol, as a share of the outputs' scale,", share, widest),
+    ):
+        if got is not None and got > most:
+            raise ParityError(
+                f"{expected}, at {name} of at most {most:g}",
+                got=f"one at {got:g}",
+                fix=f"{fix} with one that proves something",
+            )
 
 
 def _hold_batch(home: Bundle, report: ParityReport, max_batch: int) -> None:

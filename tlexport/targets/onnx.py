@@ -76,7 +76,7 @@ def export(bundle: Bundle, folder: Path, options: ExportOptions) -> Artifact:
     """
     wanted = release(options.triton) if options.triton else None
     if bundle.manifest.original:
-        model = _traced(bundle, wanted)
+        model = trace(bundle, wanted).model_proto
         _strip(model, keep_modules=True)
     else:
         model = _taken_over(bundle)
@@ -108,7 +108,12 @@ def opset_of(model: onnx.ModelProto) -> int:
     return max((e.version for e in model.opset_import if e.domain in ("", "ai.onnx")), default=0)
 
 
-def _traced(bundle: Bundle, wanted: Release | None) -> onnx.ModelProto:
+def trace(bundle: Bundle, wanted: Release | None) -> torch.onnx.ONNXProgram:
+    """The bundle's network traced, every symbolic axis free, for a release or the newest opset.
+
+    Raises:
+        ExportError: it cannot be traced, or an axis came out constant.
+    """
     network = networks.network(bundle)
     golden, inputs = bundle.golden().inputs, bundle.spec.inputs
     picked = [0, -1] if all(tensor.batched for tensor in inputs) else [0]
@@ -130,10 +135,9 @@ def _traced(bundle: Bundle, wanted: Release | None) -> onnx.ModelProto:
         raise untraceable(error, axes) from error
     assert program is not None
     assert program.exported_program is not None
-    model: onnx.ModelProto = program.model_proto
-    _hold_signature(model, bundle.spec, watched)
+    _hold_signature(program.model_proto, bundle.spec, watched)
     hold_ranges(program.exported_program, bundle.spec, watched)
-    return model
+    return program
 
 
 def _dynamic(spec: ModelSpec, network: torch.nn.Module) -> tuple[Any, ...]:

@@ -116,6 +116,12 @@ class Decisions:
     order: np.ndarray
     probabilities: np.ndarray
 
+    def by_label(self) -> np.ndarray:
+        """Probabilities in the order of the labels: float64 [batch, labels]."""
+        found = np.empty_like(self.probabilities)
+        np.put_along_axis(found, self.order, self.probabilities, axis=1)
+        return found
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Scores:

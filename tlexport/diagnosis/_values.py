@@ -1,0 +1,99 @@
+"""Every value of a graph: the file's, and the original's."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import torch
+
+from tlexport.arithmetic import arithmetic, prepared
+from tlexport.errors import ExportError
+from tlexport.spec import Tensors
+
+NOT_TENSORS = {"SequenceConstruct", "SplitToSequence", "Optional", "SequenceEmpty"}
+FATAL_ONLY = 4
+
+
+def of_file(file: Path, model: onnx.ModelProto, question: Tensors) -> dict[str, np.ndarray]:
+    """Every tensor that the file's nodes compute, by name, on ONNX Runtime without optimisation.
+
+    Raises:
+        ExportError: it does not run so.
+    """
+    names = [
+        name
+        for node in model.graph.node
+        if node.op_type not in NOT_TENSORS
+        for name in node.output
+        if name
+    ]
+    shown = {value.name for value in model.graph.output}
+    probe = onnx.ModelProto()
+    probe.CopyFrom(model)
+    new = [onnx.helper.make_empty_tensor_value_info(n) for n in names if n not in shown]
+    probe.graph.output.extend(new)
+    settings = onnxruntime.SessionOptions()
+    settings.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    settings.log_severity_level = FATAL_ONLY
+    settings.add_session_config_entry(
+        "session.model_external_initializers_file_folder_path", str(file.parent)
+    )
+    try:
+        session = onnxruntime.InferenceSession(
+            probe.SerializeToString(), settings, providers=["CPUExecutionProvider"]
+        )
+        found = session.run(names, dict(question))
+    except Exception as error:  # ONNX Runtime's exceptions share no base but this
+        raise ExportError(
+            "a file whose every value ONNX Runtime shows",
+            got=" ".join(str(error).split()),
+            fix="find the node by hand",
+        ) from error
+    return dict(zip(names, found, strict=True))
+
+
+class _Recorder(torch.fx.Interpreter):
+    """Runs a graph and keeps every tensor by the name of its node."""
+
+    def __init__(self, module: torch.fx.GraphModule) -> None:
+        super().__init__(module, garbage_collect_values=False)
+        self.found: dict[str, np.ndarray] = {}
+        self.modules: dict[str, str] = {}
+
+    def run_node(self, n: torch.fx.Node) -> Any:
+        """Run it, and keep what it gave where that is one tensor."""
+        answer = super().run_node(n)
+        if isinstance(answer, torch.Tensor) and n.op == "call_function":
+            self.found[n.name] = answer.detach().to("cpu").numpy().copy()
+            stack = n.meta.get("nn_module_stack") or {}
+            path = list(stack.values())[-1] if stack else ("", "")
+            self.modules[n.name] = _module(path)
+        return answer
+
+
+def _module(entry: Sequence[Any]) -> str:
+    path, kind = entry[0], entry[1]
+    name = kind if isinstance(kind, str) else kind.__name__
+    return f"{path} ({name.rpartition('.')[2]})" if path else name.rpartition(".")[2]
+
+
+def of_program(
+    program: torch.export.ExportedProgram, question: Sequence[torch.Tensor], how: str | None
+) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """Every tensor that a traced network computes, by the name of its node; and its module.
+
+    `how` is an arithmetic, or None for the network's own.
+    """
+    graph = copy.deepcopy(program.module(check_guards=False))  # it shares the program's weights
+    prepared(graph, how or "")
+    assert isinstance(graph, torch.fx.GraphModule)
+    recorder = _Recorder(graph)
+    with torch.no_grad(), arithmetic(how):
+        recorder.run(*question)
+    return recorder.found, recorder.modules

@@ -1,0 +1,241 @@
+"""Why a candidate answers otherwise, as far as can be told."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from tlexport import plugins
+from tlexport.bundle import Artifact, Bundle
+from tlexport.diagnosis import Fault
+from tlexport.errors import TlexportError
+from tlexport.measure.causes import explanations, other_inputs
+from tlexport.measure.compare import difference, scale_of
+from tlexport.options import RuntimeOptions, VerifyOptions
+from tlexport.reports import Cause, ShapeParity, Walk
+from tlexport.runtimes import connect
+from tlexport.spec import Tensors, rows
+from tlexport.stages._inquiry import Inquiry
+
+logger = logging.getLogger(__name__)
+
+SAME = 1e-3
+"""Share of the scale within which two answers are called the same when a cause is sought."""
+FEW = 4
+AGAIN = "export again"
+EVALUATE = "call .eval() on the network before it is exported"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """What is to be explained."""
+
+    home: Bundle
+    artifact: Artifact
+    options: VerifyOptions
+    runtime: RuntimeOptions
+    inquiry: Inquiry
+
+    @property
+    def failed(self) -> list[ShapeParity]:
+        """The checks that did not pass."""
+        return [check for check in self.inquiry.checks if not check.passed]
+
+
+def faults(home: Bundle, artifact: Artifact) -> list[Fault]:
+    """What the artifact's file itself shows; nothing where nobody can read files of its target."""
+    if artifact.target not in plugins.names("diagnosis"):
+        return []
+    found: list[Fault] = plugins.load("diagnosis", artifact.target).faults(home, artifact)
+    return found
+
+
+def causes(case: Case, seen: Sequence[Fault]) -> tuple[tuple[Cause, ...], Walk | None]:
+    """Causes, the most specific first, and the walk along the graph where one was of use."""
+    found = [fault.cause for fault in seen]
+    found += _of_answers(case)
+    found += _of_checks(case)
+    found += _of_inputs(case)
+    found += _of_server(case)
+    walked = _walked(case)
+    if walked is not None:
+        found += _of_walk(case, walked)
+    names: dict[str, Cause] = {}
+    for cause in found:
+        names.setdefault(cause.name, cause)
+    return tuple(names.values()), walked
+
+
+def _of_answers(case: Case) -> Iterator[Cause]:
+    """A change to the answers that explains them all."""
+    inquiry, labels = case.inquiry, case.home.spec.labels
+    pairs = []
+    if inquiry.alone is not None:
+        pairs.append((inquiry.truth.answers, inquiry.alone))
+    if inquiry.in_batch is not None:
+        picked, got = inquiry.in_batch
+        pairs.append((rows(inquiry.truth.answers, picked), got))
+    for want, got in pairs:
+        for name, array in want.items():
+            for explanation in explanations(array, got[name], labels):
+                yield Cause(name=explanation.name, told=explanation.told, fix=AGAIN)
+
+
+def _of_checks(case: Case) -> Iterator[Cause]:
+    """What the pattern of failed checks says."""
+    failed = {check.check for check in case.failed}
+    told = {check.check: check.reason for check in case.failed}
+    alone_is_right = not any(c.check == "answers" and c.batch == 1 for c in case.failed)
+    if "golden" in failed:
+        yield Cause(
+            name="stale-golden",
+            told="the bundle's golden outputs are not what its network answers",
+            fix="train or import again",
+        )
+    if "original" in failed:
+        yield Cause(name="original", told=told["original"], fix="put the original into eval mode")
+    if "repeated" in failed and "no usable answer" not in told["repeated"]:
+        yield Cause(name="random", told=told["repeated"], fix=EVALUATE)
+    if "distinct" in failed:
+        yield Cause(name="constant-answer", told=told["distinct"], fix=AGAIN)
+    refused = sorted({c.batch for c in case.failed if "no usable answer" in c.reason})
+    if refused and alone_is_right:
+        yield Cause(
+            name="constant-axis",
+            told=f"batches of {', '.join(map(str, refused))} are refused",
+            fix="export with a dynamic batch axis",
+        )
+    if failed & {"alone", "permuted"} and alone_is_right and not refused:
+        yield Cause(
+            name="depends-on-batch",
+            told=f"a row's answer depends on its batch mates: {told.get('alone', '')}",
+            fix=f"{EVALUATE}; let no statistic of the batch into the answer",
+        )
+    padding = sorted(check for check in failed if "padd" in check)
+    if padding and "answers" not in failed:
+        side = "left" if all("left" in check for check in padding) else "either side"
+        yield Cause(
+            name="padding",
+            told=f"padding changes answers ({', '.join(padding)}): "
+            + (
+                "positions, or the last token, are counted from the left"
+                if side == "left"
+                else "the mask is not honoured, or pooling counts padding"
+            ),
+            fix="mask attention and pooling, and count positions over real tokens",
+        )
+    if failed and not failed & {"answers", "golden", "original", "alone", "repeated", *padding}:
+        first = next(iter(told))
+        yield Cause(
+            name="range", told=f"only {', '.join(sorted(failed))}: {told[first]}", fix=AGAIN
+        )
+
+
+def _of_inputs(case: Case) -> Iterator[Cause]:
+    """A change to the inputs after which the original answers as the candidate does."""
+    inquiry, spec = case.inquiry, case.home.spec
+    if inquiry.alone is None or case.options.reference != "eager@cpu":
+        return
+    few = (
+        np.arange(min(4, inquiry.samples)) if all(t.batched for t in spec.inputs) else np.arange(1)
+    )
+    asked = rows(inquiry.golden.inputs, few)
+    got = rows(inquiry.alone, few)
+    if _alike(rows(inquiry.truth.answers, few), got):
+        return
+    for name, told, changed in other_inputs(asked):
+        try:
+            answer = inquiry.truth.reference(changed)
+        except TlexportError as error:
+            logger.debug("inputs %s are not answered: %s", name, error)
+            continue
+        if _alike(answer, got):
+            yield Cause(
+                name=name,
+                told=f"the file answers as the original does where {told}",
+                fix="prepare the inputs as the bundle's `preprocess` says, and once",
+            )
+
+
+def _of_server(case: Case) -> Iterator[Cause]:
+    """Where a server answers otherwise, whether the file does so in this process, too."""
+    inquiry = case.inquiry
+    if not case.options.candidate.startswith("triton@") or inquiry.alone is None:
+        return
+    local = connect("ort@cpu", case.home, case.runtime)
+    try:
+        here = local(rows(inquiry.golden.inputs, slice(0, 1)))
+    finally:
+        local.close()
+    if not _alike(here, rows(inquiry.truth.answers, slice(0, 1))):
+        yield Cause(name="model", told="the file answers so in this process, too", fix=AGAIN)
+    else:
+        yield Cause(
+            name="served-model",
+            told="the bundle's file answers right in this process: the server has another file, "
+            "or changes tensors on the way",
+            fix="package this bundle and let the server load that version",
+        )
+
+
+def _walked(case: Case) -> Walk | None:
+    """The walk with the sample that is off most; None where the file cannot be taken apart."""
+    inquiry, name = case.inquiry, case.artifact.target
+    if name not in plugins.names("diagnosis"):
+        return None
+    answers = [c for c in inquiry.checks if c.check == "answers" and c.worst_index]
+    worst = max(answers, key=lambda check: check.ratio or 0.0, default=None)
+    sample = worst.worst_index[0] if worst is not None else 0
+    ratio = worst.ratio if worst is not None and worst.ratio is not None else np.inf
+    question = rows(inquiry.golden.inputs, np.array([sample]))
+    diagnosis = plugins.load("diagnosis", name)
+    try:
+        walk: Walk = diagnosis.walk(
+            case.home, case.artifact, question, (ratio, case.options.factor)
+        )
+    except TlexportError as error:
+        inquiry.truth.notes.append(f"the graph was not walked: {error.got}")
+        return None
+    return walk
+
+
+def _of_walk(case: Case, walk: Walk) -> Iterator[Cause]:
+    """What the first value beyond the floor says."""
+    if walk.overflow:
+        step = walk.overflow[0]
+        yield Cause(
+            name="overflow",
+            told=f"{step.operator} {step.node} ({step.module}) gives infinity or NaN from inputs "
+            f"of {step.low:.3g} to {step.high:.3g}",
+            fix="keep that layer in float32 (`tlexport export --precision fp16` finds such)"
+            if case.artifact.precision in ("fp16", "bf16")
+            else AGAIN,
+        )
+    if walk.first is not None:
+        step = walk.first
+        where = f"{step.operator} {step.node}" + (f" of {step.module}" if step.module else "")
+        off = "it is not finite"
+        if step.error is not None and step.ratio is not None:
+            off = f"off by {step.error:.2g} of its norm, {step.ratio:.3g}x its rounding"
+        yield Cause(
+            name="node",
+            told=f"the first value beyond rounding is {step.value!r}, by {where}: {off}",
+            fix="compare that operator with the module of the original",
+        )
+    elif case.failed and not walk.overflow:
+        yield Cause(
+            name="optimiser",
+            told="no value is beyond rounding while the graph is not optimised: the runtime's "
+            "optimisations, or the runtime, are at fault",
+            fix="try another version of onnxruntime, or `--candidate ort@cpu-plain`",
+        )
+
+
+def _alike(want: Tensors, got: Tensors) -> bool:
+    return all(
+        difference(np.asarray(array), np.asarray(got[name])).within(SAME, scale_of(array))
+        for name, array in want.items()
+    )
