@@ -182,15 +182,17 @@ class GraphStep(msgspec.Struct, frozen=True, kw_only=True):
     error: float | None
     own: float
     ratio: float | None
-    low: float
-    high: float
+    low: float | None
+    high: float | None
     finite: bool
 
 
 class Walk(msgspec.Struct, frozen=True, kw_only=True):
     """The graph node by node: `first` is the first value beyond the floor; `compared` of `values`.
 
-    `against` says whose values it was held against.
+    `against` says whose values it was held against. `suspects` are the operators between the last
+    sound values and `first` that the reference has not, and `before_weights` says that no learned
+    weight comes above it.
     """
 
     against: str
@@ -199,6 +201,8 @@ class Walk(msgspec.Struct, frozen=True, kw_only=True):
     first: GraphStep | None
     steps: tuple[GraphStep, ...]
     overflow: tuple[GraphStep, ...]
+    suspects: tuple[str, ...] = ()
+    before_weights: bool = False
 
 
 class ParityReport(msgspec.Struct, frozen=True, kw_only=True):

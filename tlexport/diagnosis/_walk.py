@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -12,6 +14,8 @@ from onnx import numpy_helper
 
 from tlexport.bundle import Artifact, Bundle
 from tlexport.diagnosis._values import of_file, of_program
+from tlexport.diagnosis._weights import LEAST
+from tlexport.errors import ExportError
 from tlexport.reports import GraphStep, Walk
 from tlexport.spec import Tensors
 from tlexport.targets.onnx import trace
@@ -20,6 +24,9 @@ KEPT = 400
 """Steps that a report keeps: those beyond the floor first."""
 WIDEST = 100.0
 """Floors beyond which a value is at fault, however far off the answer is."""
+LISTED = 6
+SHAPES = {"Shape", "Constant", "Concat", "Gather", "Unsqueeze", "Squeeze", "Cast", "Slice", "Range"}
+"""Operators that work on sizes: no suspects."""
 SCOPES = "pkg.torch.onnx.name_scopes"
 
 
@@ -58,7 +65,7 @@ def walk(
         ExportError: the file does not run, or the network cannot be traced.
     """
     file = bundle.artifact_file(artifact)
-    model = onnx.load(file)
+    model = _read(file)
     found = of_file(file, model, question)
     reference = _reference(bundle, artifact, question)
     ratio, factor = limits
@@ -84,7 +91,10 @@ def walk(
             if first is None and beyond:
                 first = step
     kept = steps if len(steps) <= KEPT else _kept(steps, first)
+    suspects, before = _suspects(model, first, {step.value for step in steps})
     return Walk(
+        suspects=suspects,
+        before_weights=before,
         against=reference.against,
         values=sum(array.dtype.kind == "f" for array in found.values()),
         compared=compared,
@@ -92,6 +102,41 @@ def walk(
         steps=tuple(kept),
         overflow=tuple(overflow[:KEPT]),
     )
+
+
+def _read(file: Path) -> onnx.ModelProto:
+    try:
+        return onnx.load(file)
+    except Exception as error:  # protobuf's exceptions share no base but this
+        raise ExportError(
+            "an ONNX file that can be read", got=str(error), fix="export it again"
+        ) from error
+
+
+def _suspects(
+    model: onnx.ModelProto, first: GraphStep | None, compared: set[str]
+) -> tuple[tuple[str, ...], bool]:
+    """Operators above `first` up to values that were compared; whether weights come before."""
+    if first is None:
+        return (), False
+    makers = {name: node for node in model.graph.node for name in node.output}
+    weights = {t.name for t in model.graph.initializer if math.prod(t.dims) >= LEAST}
+    found: list[str] = []
+    learned, todo, seen = False, [(makers[first.value], True)], set()
+    while todo:
+        node, near = todo.pop()
+        top = node is makers[first.value]
+        learned |= not top and any(name in weights for name in node.input)
+        for name in node.input:
+            maker = makers.get(name)
+            if maker is None or name in seen:
+                continue
+            seen.add(name)
+            unknown = near and name not in compared
+            if unknown and maker.op_type not in SHAPES:
+                found.append(f"{maker.op_type} {maker.name or name}")
+            todo.append((maker, unknown))
+    return tuple(reversed(found[:LISTED])), not learned
 
 
 def _kept(steps: list[GraphStep], first: GraphStep | None) -> list[GraphStep]:
@@ -121,7 +166,7 @@ class _Seen:
     """A value of the file, and the range of its node's inputs."""
 
     array: np.ndarray
-    inputs: tuple[float, float]
+    inputs: tuple[float | None, float | None]
 
 
 def _step(node: onnx.NodeProto, name: str, seen: _Seen, reference: _Reference) -> GraphStep:
@@ -176,15 +221,16 @@ def _range(
     question: Tensors,
     found: Mapping[str, np.ndarray],
     constants: Mapping[str, onnx.TensorProto],
-) -> tuple[float, float]:
-    """Smallest and largest value among a node's first input that is computed or asked."""
+) -> tuple[float | None, float | None]:
+    """Smallest and largest finite value among a node's first input that is computed or asked."""
     for name in node.input:
         array = found.get(name, question.get(name))
         if array is None and name in constants:
             array = numpy_helper.to_array(constants[name])
         if array is not None and array.dtype.kind in "fiu" and array.size:
-            return float(array.min()), float(array.max())
-    return 0.0, 0.0
+            sound = array[np.isfinite(array)]
+            return (float(sound.min()), float(sound.max())) if sound.size else (None, None)
+    return None, None
 
 
 def _scope(text: str) -> str:

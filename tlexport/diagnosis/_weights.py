@@ -13,6 +13,8 @@ MOST_FOLDED = 1e-5
 channel's largest weight."""
 ALIKE = 0.5
 """Share of equal elements from which a weight without a name is taken for one of the bundle's."""
+ONE, MOST = 1e-6, 0.5
+"""A batch norm leaves a channel as it is only by chance: most factors are farther from 1."""
 LEAST = 16
 """Elements below which a constant without a name is taken for no weight."""
 
@@ -78,8 +80,11 @@ def _beyond(own: np.ndarray, array: np.ndarray) -> np.ndarray:
 
 
 def _is_folded(own: np.ndarray, array: np.ndarray) -> bool:
-    """Whether every output channel is the bundle's times a factor."""
-    return not _beyond(own, array).any()
+    """Whether every output channel is the bundle's times a factor, and most factors are not 1."""
+    first, second = (a.reshape(len(a), -1).astype(np.float64) for a in (own, array))
+    factors = _median_ratio(first, second)
+    scaled = np.abs(factors - 1) > ONE
+    return bool(scaled.mean() > MOST and not _beyond(own, array).any())
 
 
 def _lone(own: np.ndarray, array: np.ndarray) -> str:

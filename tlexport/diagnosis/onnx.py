@@ -14,7 +14,7 @@ from tlexport.bundle import Artifact, Bundle
 from tlexport.diagnosis import Fault
 from tlexport.diagnosis._weights import differing
 from tlexport.reports import Cause, Walk
-from tlexport.spec import Tensors, TensorSpec
+from tlexport.spec import Tensors, TensorSpec, rows
 
 RANDOM = {
     "RandomNormal",
@@ -25,6 +25,7 @@ RANDOM = {
     "Multinomial",
 }
 LISTED = 3
+SCOPES = "pkg.torch.onnx.name_scopes"
 
 
 def faults(bundle: Bundle, artifact: Artifact) -> list[Fault]:
@@ -42,6 +43,7 @@ def faults(bundle: Bundle, artifact: Artifact) -> list[Fault]:
     found += _training(model)
     found += _labels(bundle, model)
     found += _weights(bundle, artifact, model)
+    found += _overflow(bundle, file, model)
     return found
 
 
@@ -93,9 +95,22 @@ def _axes(bundle: Bundle, model: onnx.ModelProto) -> Iterator[Fault]:
         (bundle.spec.outputs, model.graph.output),
     ):
         by_name = {value.name: value for value in values}
+        wanted = [f"{spec.name} {spec.dtype} of rank {len(spec.shape)}" for spec in specs]
+        written = [_written(value) for value in values]
+        if sorted(wanted) != sorted(written):
+            yield _fault(
+                "signature",
+                f"the file has {', '.join(written)} where the bundle has {', '.join(wanted)}",
+            )
         for spec in specs:
             if spec.name in by_name:
                 yield from _constant(spec, by_name[spec.name])
+
+
+def _written(value: onnx.ValueInfoProto) -> str:
+    tensor = value.type.tensor_type
+    dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type).name
+    return f"{value.name} {dtype} of rank {len(tensor.shape.dim)}"
 
 
 def _constant(spec: TensorSpec, value: onnx.ValueInfoProto) -> Iterator[Fault]:
@@ -172,6 +187,58 @@ def _weights(bundle: Bundle, artifact: Artifact, model: onnx.ModelProto) -> Iter
         )
 
 
+def _overflow(bundle: Bundle, file: Path, model: onnx.ModelProto) -> Iterator[Fault]:
+    """Half-precision values that overflow on a golden sample.
+
+    ONNX Runtime computes many of them in float32 on a CPU, and then no answer shows it; a GPU does
+    not. Minus infinity alone is how a mask is written.
+    """
+    if not any(_makes_half(node) for node in model.graph.node):
+        return
+    from tlexport.diagnosis._values import of_file
+
+    question = rows(bundle.golden().inputs, slice(0, 1))
+    values = of_file(file, model, question)
+    told = []
+    for node in model.graph.node:
+        sound = all(_sound(values[name]) for name in node.input if name in values)
+        if sound and not all(_sound(values[name]) for name in node.output if name in values):
+            told.append(_named(node) + _at(node, values))
+    if told:
+        yield _fault(
+            "overflow",
+            f"values of half precision overflow: {_few(told)}",
+            "keep these layers in float32: `tlexport export --precision fp16` finds such",
+            deadly=True,
+        )
+
+
+def _makes_half(node: onnx.NodeProto) -> bool:
+    half = onnx.TensorProto.FLOAT16
+    return node.op_type == "Cast" and any(a.name == "to" and a.i == half for a in node.attribute)
+
+
+def _sound(array: np.ndarray) -> bool:
+    return array.dtype.kind != "f" or not (np.isnan(array) | np.isposinf(array)).any()
+
+
+def _at(node: onnx.NodeProto, values: dict[str, np.ndarray]) -> str:
+    """The module a node came from, and the largest value it was given."""
+    scope = next((e.value for e in node.metadata_props if e.key == SCOPES), "")
+    given = [np.abs(values[name]) for name in node.input if name in values]
+    sizes = [
+        array[np.isfinite(array)].max() for array in given if array.dtype.kind == "f" and array.size
+    ]
+    largest = f" from values up to {max(sizes):.3g}" if sizes else ""
+    return (f" of {scope_of(scope)}" if scope_of(scope) else "") + largest
+
+
+def scope_of(text: str) -> str:
+    """The module's path in what the exporter writes: ['', 'layer1', 'layer1.0', 'relu_1']."""
+    names = [part.strip(" '\"") for part in text.strip("[]").split(",")]
+    return names[-2] if len(names) > 1 else ""
+
+
 def _constants(model: onnx.ModelProto) -> dict[str, np.ndarray]:
     found = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
     for node in model.graph.node:
@@ -185,7 +252,7 @@ def _attribute(node: onnx.NodeProto, name: str) -> int:
 
 
 def _named(node: onnx.NodeProto) -> str:
-    return node.name or node.output[0]
+    return f"{node.op_type} {node.name or node.output[0]}"
 
 
 def _few(names: Sequence[str]) -> str:

@@ -144,7 +144,8 @@ class Asked:
         return _norms(_flat(self.truth))
 
     def _gap(self, answer: np.ndarray) -> np.ndarray:
-        return np.abs(_flat(answer) - _flat(self.truth))
+        gap: np.ndarray = np.abs(_flat(answer) - _flat(self.truth))
+        return gap
 
 
 @dataclass(frozen=True, kw_only=True)

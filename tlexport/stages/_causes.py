@@ -15,7 +15,7 @@ from tlexport.errors import TlexportError
 from tlexport.measure.causes import explanations, other_inputs
 from tlexport.measure.compare import difference, scale_of
 from tlexport.options import RuntimeOptions, VerifyOptions
-from tlexport.reports import Cause, ShapeParity, Walk
+from tlexport.reports import Cause, GraphStep, ShapeParity, Walk
 from tlexport.runtimes import connect
 from tlexport.spec import Tensors, rows
 from tlexport.stages._inquiry import Inquiry
@@ -60,7 +60,8 @@ def causes(case: Case, seen: Sequence[Fault]) -> tuple[tuple[Cause, ...], Walk |
     found += _of_checks(case)
     found += _of_inputs(case)
     found += _of_server(case)
-    walked = _walked(case)
+    unreadable = {"corrupt-file", "external-data"} & {cause.name for cause in found}
+    walked = None if unreadable else _walked(case)
     if walked is not None:
         found += _of_walk(case, walked)
     names: dict[str, Cause] = {}
@@ -108,7 +109,7 @@ def _of_checks(case: Case) -> Iterator[Cause]:
             told=f"batches of {', '.join(map(str, refused))} are refused",
             fix="export with a dynamic batch axis",
         )
-    if failed & {"alone", "permuted"} and alone_is_right and not refused:
+    if failed & {"alone", "permuted"} and "repeated" not in failed and not refused:
         yield Cause(
             name="depends-on-batch",
             told=f"a row's answer depends on its batch mates: {told.get('alone', '')}",
@@ -209,29 +210,44 @@ def _of_walk(case: Case, walk: Walk) -> Iterator[Cause]:
         yield Cause(
             name="overflow",
             told=f"{step.operator} {step.node} ({step.module}) gives infinity or NaN from inputs "
-            f"of {step.low:.3g} to {step.high:.3g}",
+            f"of {_number(step.low)} to {_number(step.high)}",
             fix="keep that layer in float32 (`tlexport export --precision fp16` finds such)"
             if case.artifact.precision in ("fp16", "bf16")
             else AGAIN,
         )
     if walk.first is not None:
-        step = walk.first
-        where = f"{step.operator} {step.node}" + (f" of {step.module}" if step.module else "")
-        off = "it is not finite"
-        if step.error is not None and step.ratio is not None:
-            off = f"off by {step.error:.2g} of its norm, {step.ratio:.3g}x its rounding"
+        told = _told(walk, walk.first)
+        if walk.before_weights:
+            yield Cause(
+                name="preprocessing",
+                told=f"at or before the first learned layer: {told}",
+                fix="prepare inputs in the graph as the original does, and once",
+            )
         yield Cause(
-            name="node",
-            told=f"the first value beyond rounding is {step.value!r}, by {where}: {off}",
-            fix="compare that operator with the module of the original",
+            name="node", told=told, fix="compare that operator with the module of the original"
         )
-    elif case.failed and not walk.overflow:
+    elif case.inquiry.alone is not None and not walk.overflow and case.failed:
         yield Cause(
             name="optimiser",
             told="no value is beyond rounding while the graph is not optimised: the runtime's "
             "optimisations, or the runtime, are at fault",
             fix="try another version of onnxruntime, or `--candidate ort@cpu-plain`",
         )
+
+
+def _told(walk: Walk, step: GraphStep) -> str:
+    where = f"{step.operator} {step.node}" + (f" of {step.module}" if step.module else "")
+    off = "it is not finite"
+    if step.error is not None and step.ratio is not None:
+        off = f"off by {step.error:.2g} of its norm, {step.ratio:.3g}x its rounding"
+    told = f"the first value beyond rounding is {step.value!r}, by {where}: {off}"
+    if walk.suspects:
+        told += f"; it comes from operators the original has not: {', '.join(walk.suspects)}"
+    return told
+
+
+def _number(value: float | None) -> str:
+    return "no finite value" if value is None else f"{value:.3g}"
 
 
 def _alike(want: Tensors, got: Tensors) -> bool:

@@ -85,8 +85,11 @@ def verify(
         accuracy = None
         try:
             candidate = connect(options.candidate, home, runtime)
-        except (SpecError, ExportError) as error:
+        except SpecError as error:
             inquiry.refused("answers", 1, error)
+        except ExportError as error:  # the file itself will not open, whoever asks
+            inquiry.refused("answers", 1, error)
+            kind = f"parity-{artifact.name}"
         else:
             stack.callback(candidate.close)
             if _is_proof(home, artifact, truth.reference, candidate):
