@@ -152,22 +152,32 @@ def _hold_release(artifact: Artifact, triton: str | None) -> None:
     if triton is None:
         return
     wanted = release(triton)
-    opset, ir_version = artifact.options.get("opset"), artifact.options.get("ir_version")
-    if opset is None or ir_version is None or wanted.reads(opset, ir_version):
+    opsets, ir_version = _versions(artifact)
+    if not opsets or wanted.reads(opsets, ir_version):
         return
-    able = readers(opset, ir_version)
+    able = readers(opsets, ir_version)
+    named = {"ai.onnx": "opset"}
+    told = ", ".join(f"{named.get(each, each)} {version}" for each, version in opsets.items())
     raise OptionError(
         f"a file that Triton {triton} reads: opset <= {wanted.max_opset}, "
-        f"IR <= {wanted.max_ir_version}",
-        got=f"opset {opset}, IR {ir_version} in {artifact.name}",
+        f"IR <= {wanted.max_ir_version}, ai.onnx.ml <= {wanted.max_ml_opset}",
+        got=f"{told}, IR {ir_version} in {artifact.name}",
         fix=f"run `tlexport export --triton {triton}` and verify it, or serve it with "
         + (f"{able[0].triton} or newer" if able else "no release known so far"),
     )
 
 
+def _versions(artifact: Artifact) -> tuple[dict[str, int], int]:
+    """Opsets by domain, and IR version; nothing of both for an artifact that is no ONNX file."""
+    told = artifact.options
+    if not told.get("opset") or not told.get("ir_version"):
+        return {}, 0
+    return told.get("opsets") or {"ai.onnx": told["opset"]}, told["ir_version"]
+
+
 def _oldest(artifact: Artifact) -> str:
-    opset, ir_version = artifact.options.get("opset"), artifact.options.get("ir_version")
-    found = oldest_that_reads(opset, ir_version) if opset and ir_version else None
+    opsets, ir_version = _versions(artifact)
+    found = oldest_that_reads(opsets, ir_version) if opsets else None
     return found.triton if found else "unknown"
 
 
