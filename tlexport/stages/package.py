@@ -6,12 +6,13 @@ from pathlib import Path
 
 from tlexport.bundle import Artifact, Bundle, encode
 from tlexport.environment import cores, versions
-from tlexport.errors import BundleError, OptionError, ParityError
+from tlexport.errors import BundleError, OptionError, ParityError, RepositoryError
 from tlexport.files import sha256_of, sha256_of_json
 from tlexport.options import PackageOptions
 from tlexport.progress import Progress, silent
 from tlexport.reports import PackageReport, ParityReport
 from tlexport.serving import config, repository
+from tlexport.serving.lint import lint
 from tlexport.serving.releases import oldest_that_reads, readers, release
 from tlexport.spec import rows
 
@@ -38,7 +39,8 @@ def package(
         ParityError: there is no such report, it did not pass, or it is of another file.
         OptionError: more threads than cores, an unknown release, or one that cannot read the file.
         BundleError: the artifact is missing, changed or stale.
-        RepositoryError: the model in place has another signature, or it cannot be written.
+        RepositoryError: the model in place has another signature, it cannot be written, or a
+            server would refuse what was written (the version is taken out again).
     """
     options = options or PackageOptions()
     home = bundle if isinstance(bundle, Bundle) else Bundle(bundle)
@@ -61,6 +63,11 @@ def package(
     progress("package", 1, 2)
     new = _new_version(home, artifact, report, settings)
     number = repository.install(Path(place), new, options.allow_signature_change)
+    try:
+        _hold_rules(Path(place), settings.name, options.triton)
+    except RepositoryError:
+        repository.withdraw(Path(place), settings.name, number)
+        raise
     progress("package", 2, 2)
     found = PackageReport(
         repository=str(place),
@@ -165,6 +172,23 @@ def _hold_release(artifact: Artifact, triton: str | None) -> None:
         fix=f"run `tlexport export --triton {triton}` and verify it, or serve it with "
         + (f"{able[0].triton} or newer" if able else "no release known so far"),
     )
+
+
+def _hold_rules(place: Path, name: str, triton: str | None) -> None:
+    """Hold what was written against the server's load rules, as it lies on disk.
+
+    Raises:
+        RepositoryError: a server would refuse it; the rule is named.
+    """
+    wanted = release(triton) if triton else None
+    found = lint(place, only=name, triton=wanted, cores=cores())
+    for each in found:
+        if each.severity == "error":
+            raise RepositoryError(
+                f"{name!r} as a Triton server loads it: {each.expected}",
+                got=f"{each.got} ({each.rule}, {each.path.relative_to(place)})",
+                fix=each.fix,
+            )
 
 
 def _versions(artifact: Artifact) -> tuple[dict[str, int], int]:
