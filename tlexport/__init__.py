@@ -9,6 +9,7 @@ The verbs are functions of the same name as the commands:
     tlexport.export(bundle)                bundle -> artifact
     tlexport.verify(bundle)                two runtimes asked the same
     tlexport.package(bundle, repository)   artifact -> Triton model repository
+    tlexport.lint(repository)              the server's load rules, without a server
     tlexport.serve(repository)             repository -> ready server
     tlexport.predict(source, files)        raw files -> labels
     tlexport.bench(bundle)                 runtimes asked many times
@@ -30,6 +31,7 @@ _PLACES = {
     "export": "tlexport.stages.export",
     "verify": "tlexport.stages.verify",
     "package": "tlexport.stages.package",
+    "lint": "tlexport.stages.lint",
     "serve": "tlexport.stages.serve",
     "predict": "tlexport.stages.predict",
     "bench": "tlexport.stages.bench",

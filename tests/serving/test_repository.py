@@ -199,7 +199,7 @@ def lay_model(place):
 def lay_no_version(place):
     (place / "double").mkdir(parents=True)
     (place / "double/config.pbtxt").write_text(small_models.plain())
-    (place / "double/0").mkdir()
+    (place / "double/01").mkdir()
 
 
 def lay_no_config(place):

@@ -5,10 +5,10 @@ from serving import bundles
 
 from tlexport.bundle import Bundle
 from tlexport.environment import cores
-from tlexport.errors import BundleError, OptionError, ParityError, TlexportError
+from tlexport.errors import BundleError, OptionError, ParityError, RepositoryError, TlexportError
 from tlexport.options import PackageOptions
 from tlexport.reports import LabelFlip, PackageReport
-from tlexport.serving import config
+from tlexport.serving import config, repository
 from tlexport.stages.package import package
 
 
@@ -144,3 +144,22 @@ def test_no_larger_batch_than_was_proven(tmp_path, place):
         package(bundle, place, PackageOptions(max_batch=32))
     assert "up to 16" in caught.value.got
     assert not place.exists()
+
+
+def test_what_a_server_would_refuse_is_taken_out_again(tmp_path, place, monkeypatch):
+    """An operator of nobody's has no opset that is too new, and no server loads it."""
+    package(bundles.make(tmp_path / "good.bundle"), place)
+    real = bundles.network
+
+    def nobodys(seed):
+        model = real(seed)
+        model.graph.node[-1].domain = "nobodys"
+        return model
+
+    monkeypatch.setattr(bundles, "network", nobodys)
+    bundle = bundles.make(tmp_path / "b.bundle")
+    for name, left in (("insects", {"insects": [1]}), ("other", {"insects": [1]})):
+        with pytest.raises(RepositoryError, match="onnx-operator") as caught:
+            package(bundle.root, place, PackageOptions(name=name))
+        assert "operators of nobodys" in str(caught.value)
+        assert repository.models(place) == left

@@ -146,7 +146,7 @@ def test_by_default_the_oldest_release_that_reads_it_is_told(tiny, tmp_path):
     (tmp_path / "out").mkdir()
     artifact = target.export(tiny, tmp_path / "out", ExportOptions())
     oldest = release(artifact.options["triton_oldest"])
-    assert oldest.reads(artifact.options["opset"], artifact.options["ir_version"])
+    assert oldest.reads(artifact.options["opsets"], artifact.options["ir_version"])
     model = onnx.load(tmp_path / "out" / artifact.file)
     assert artifact.options["opset"] == target.opset_of(model)
     assert artifact.options["ir_version"] == model.ir_version

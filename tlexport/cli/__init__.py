@@ -15,8 +15,8 @@ from tlexport import plugins
 from tlexport.errors import TlexportError
 
 ORDER = [
-    *("run", "train", "import", "evaluate", "export", "verify", "package", "serve", "predict"),
-    "bench",
+    *("run", "train", "import", "evaluate", "export", "verify", "package", "lint", "serve"),
+    *("predict", "bench"),
 ]
 """The order of the work; any other command follows by name."""
 

@@ -42,6 +42,24 @@ class PackageOptions(msgspec.Struct, frozen=True, kw_only=True):
             check_name(self.name)
 
 
+class LintOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """What a repository is held against."""
+
+    triton: Annotated[
+        str | None,
+        Meta(description="release YY.MM that must read the files; default: any that is known"),
+    ] = None
+    cores: Annotated[
+        int, Meta(description="cores of the machine that serves it; 0: this one's", ge=0)
+    ] = 0
+    fix: Annotated[
+        bool, Meta(description="make the edits that can mean but one thing; FILE.orig is kept")
+    ] = False
+
+    def __post_init__(self) -> None:
+        check(self)
+
+
 class ServeOptions(msgspec.Struct, frozen=True, kw_only=True):
     """Which server, and where it listens."""
 

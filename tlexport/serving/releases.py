@@ -1,9 +1,10 @@
-"""Which Triton release reads which opset and IR version."""
+"""Which Triton release reads which opsets and IR version."""
 
 from __future__ import annotations
 
 import csv
 import functools
+from collections.abc import Mapping
 from pathlib import Path
 
 import msgspec
@@ -11,6 +12,12 @@ import msgspec
 from tlexport import plugins
 
 TABLE = Path(__file__).with_name("triton_releases.csv")
+
+OTHERS = {
+    **dict.fromkeys(("ai.onnx.preview", "ai.onnx.preview.training", "ai.onnx.training"), 1),
+    **dict.fromkeys(("com.microsoft", "com.microsoft.experimental", "com.microsoft.nchwc"), 1),
+}
+"""Newest version of the other domains that ONNX Runtime knows, in every release so far."""
 
 
 class Release(msgspec.Struct, frozen=True, kw_only=True):
@@ -21,10 +28,25 @@ class Release(msgspec.Struct, frozen=True, kw_only=True):
     onnxruntime_version: str
     max_opset: int
     max_ir_version: int
+    max_ml_opset: int
 
-    def reads(self, opset: int, ir_version: int) -> bool:
-        """Whether its loader accepts an ONNX file of this opset and IR version."""
-        return opset <= self.max_opset and ir_version <= self.max_ir_version
+    def reads(self, opsets: Mapping[str, int], ir_version: int) -> bool:
+        """Whether its loader accepts a file of these opsets (domain -> version) and IR version."""
+        return ir_version <= self.max_ir_version and not self.too_new(opsets)
+
+    def too_new(self, opsets: Mapping[str, int]) -> dict[str, tuple[int, int]]:
+        """Domain -> (its version, the newest that is read), where the version is newer.
+
+        A domain that is not ONNX's or Microsoft's own is somebody's: its version is never held
+        against anything, only its operators must be there.
+        """
+        limits = {"": self.max_opset, "ai.onnx": self.max_opset, "ai.onnx.ml": self.max_ml_opset}
+        limits |= OTHERS | {"com.ms.internal.nhwc": self.max_opset}
+        return {
+            domain: (version, limits[domain])
+            for domain, version in opsets.items()
+            if version > limits.get(domain, version)
+        }
 
 
 @functools.cache
@@ -38,6 +60,7 @@ def releases() -> tuple[Release, ...]:
                 onnxruntime_version=row["onnxruntime_version"],
                 max_opset=int(row["max_opset"]),
                 max_ir_version=int(row["max_ir_version"]),
+                max_ml_opset=int(row["max_ml_opset"]),
             )
             for row in csv.DictReader(stream)
         ]
@@ -56,11 +79,11 @@ def release(triton: str) -> Release:
     raise plugins.unknown("Triton release", triton, [r.triton for r in reversed(releases())])
 
 
-def readers(opset: int, ir_version: int) -> tuple[Release, ...]:
-    """The releases whose loader accepts this opset and IR version, oldest first."""
-    return tuple(known for known in releases() if known.reads(opset, ir_version))
+def readers(opsets: Mapping[str, int], ir_version: int) -> tuple[Release, ...]:
+    """The releases whose loader accepts these opsets and this IR version, oldest first."""
+    return tuple(known for known in releases() if known.reads(opsets, ir_version))
 
 
-def oldest_that_reads(opset: int, ir_version: int) -> Release | None:
-    """The oldest release that accepts this opset and IR version, or None where none does."""
-    return next(iter(readers(opset, ir_version)), None)
+def oldest_that_reads(opsets: Mapping[str, int], ir_version: int) -> Release | None:
+    """The oldest release that accepts these opsets and this IR version, or None."""
+    return next(iter(readers(opsets, ir_version)), None)

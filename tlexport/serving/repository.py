@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -36,6 +37,9 @@ ORIGIN = "tlexport.json"
 GOLDEN = "golden.safetensors"
 MODEL_FILES = {"onnxruntime": "model.onnx", "tensorrt": "model.plan", "openvino": "model.xml"}
 """File that a backend opens where a configuration names none."""
+
+NUMBER = re.compile(r"0|[1-9][0-9]{0,17}")
+"""A version's folder: the server passes "01" over, and ends for a number past 64 bits."""
 
 
 class Origin(msgspec.Struct, frozen=True, kw_only=True):
@@ -89,10 +93,19 @@ def install(repository: Path, new: NewVersion, allow_signature_change: bool = Fa
         ) from error
 
 
+def withdraw(repository: Path, name: str, number: int) -> None:
+    """Take a version out again, and the model with its last one."""
+    with _locked(repository):
+        model = repository / name
+        shutil.rmtree(model / str(number), ignore_errors=True)
+        if not versions(model):
+            shutil.rmtree(model, ignore_errors=True)
+
+
 def versions(model: Path) -> list[int]:
     """Version numbers of a model folder, ascending; what else lies there is left alone."""
     names = [path.name for path in model.iterdir() if path.is_dir()] if model.is_dir() else []
-    return sorted(int(name) for name in names if name.isdigit() and not name.startswith("0"))
+    return sorted(int(name) for name in names if NUMBER.fullmatch(name))
 
 
 def models(repository: Path) -> dict[str, list[int]]:
@@ -100,12 +113,11 @@ def models(repository: Path) -> dict[str, list[int]]:
     return {path.name: versions(path) for path in sorted(repository.iterdir()) if path.is_dir()}
 
 
-def check(repository: Path) -> dict[str, list[int]]:
-    """Hold a folder against what the server expects of a repository; its models.
+def folders(repository: Path) -> list[str]:
+    """The names of a repository's models, in order: every folder in it is one to the server.
 
     Raises:
-        RepositoryError: it is not there, is empty, is something else than a repository, or a
-            model's name is not one that Triton can bear.
+        RepositoryError: it is not there, is empty, or is something else than a repository.
     """
     layout = "<repository>/<model>/config.pbtxt and <repository>/<model>/<version>/model.onnx"
     expected = f"a model repository {str(repository)!r}: {layout}"
@@ -126,7 +138,7 @@ def check(repository: Path) -> dict[str, list[int]]:
         raise RepositoryError(
             expected, got="the folder of one model", fix=f"serve {str(repository.parent)!r}"
         )
-    found = models(repository)
+    found = sorted(path.name for path in repository.iterdir() if path.is_dir())
     if not found:
         loose = [path.name for path in repository.glob("*.onnx")]
         raise RepositoryError(
@@ -136,6 +148,17 @@ def check(repository: Path) -> dict[str, list[int]]:
             if loose
             else "run `tlexport package`",
         )
+    return found
+
+
+def check(repository: Path) -> dict[str, list[int]]:
+    """Hold a folder against what the server expects of a repository; its models.
+
+    Raises:
+        RepositoryError: it is no repository, or a model's name is not one that Triton can bear.
+    """
+    folders(repository)
+    found = models(repository)
     for name, numbers in found.items():
         try:
             check_name(name)
@@ -211,7 +234,7 @@ def _install(repository: Path, new: NewVersion) -> int:
 def _next_number(model: Path) -> int:
     """The number after the last; a file of such a name is in the way as well."""
     taken = [path.name for path in model.iterdir()]
-    numbers = [int(name) for name in taken if name.isdigit() and not name.startswith("0")]
+    numbers = [int(name) for name in taken if NUMBER.fullmatch(name)]
     return max(numbers, default=0) + 1
 
 

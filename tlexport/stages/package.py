@@ -6,12 +6,13 @@ from pathlib import Path
 
 from tlexport.bundle import Artifact, Bundle, encode
 from tlexport.environment import cores, versions
-from tlexport.errors import BundleError, OptionError, ParityError
+from tlexport.errors import BundleError, OptionError, ParityError, RepositoryError
 from tlexport.files import sha256_of, sha256_of_json
 from tlexport.options import FACTOR, PackageOptions
 from tlexport.progress import Progress, silent
 from tlexport.reports import PackageReport, ParityReport
 from tlexport.serving import config, repository
+from tlexport.serving.lint import lint
 from tlexport.serving.releases import oldest_that_reads, readers, release
 from tlexport.spec import rows
 from tlexport.stages._truth import SHARES
@@ -39,7 +40,8 @@ def package(
         ParityError: there is no such report, it did not pass, or it is of another file.
         OptionError: more threads than cores, an unknown release, or one that cannot read the file.
         BundleError: the artifact is missing, changed or stale.
-        RepositoryError: the model in place has another signature, or it cannot be written.
+        RepositoryError: the model in place has another signature, it cannot be written, or a
+            server would refuse what was written (the version is taken out again).
     """
     options = options or PackageOptions()
     home = bundle if isinstance(bundle, Bundle) else Bundle(bundle)
@@ -62,6 +64,11 @@ def package(
     progress("package", 1, 2)
     new = _new_version(home, artifact, report, settings)
     number = repository.install(Path(place), new, options.allow_signature_change)
+    try:
+        _hold_rules(Path(place), settings.name, options.triton)
+    except RepositoryError:
+        repository.withdraw(Path(place), settings.name, number)
+        raise
     progress("package", 2, 2)
     found = PackageReport(
         repository=str(place),
@@ -170,22 +177,49 @@ def _hold_release(artifact: Artifact, triton: str | None) -> None:
     if triton is None:
         return
     wanted = release(triton)
-    opset, ir_version = artifact.options.get("opset"), artifact.options.get("ir_version")
-    if opset is None or ir_version is None or wanted.reads(opset, ir_version):
+    opsets, ir_version = _versions(artifact)
+    if not opsets or wanted.reads(opsets, ir_version):
         return
-    able = readers(opset, ir_version)
+    able = readers(opsets, ir_version)
+    named = {"ai.onnx": "opset"}
+    told = ", ".join(f"{named.get(each, each)} {version}" for each, version in opsets.items())
     raise OptionError(
         f"a file that Triton {triton} reads: opset <= {wanted.max_opset}, "
-        f"IR <= {wanted.max_ir_version}",
-        got=f"opset {opset}, IR {ir_version} in {artifact.name}",
+        f"IR <= {wanted.max_ir_version}, ai.onnx.ml <= {wanted.max_ml_opset}",
+        got=f"{told}, IR {ir_version} in {artifact.name}",
         fix=f"run `tlexport export --triton {triton}` and verify it, or serve it with "
         + (f"{able[0].triton} or newer" if able else "no release known so far"),
     )
 
 
+def _hold_rules(place: Path, name: str, triton: str | None) -> None:
+    """Hold what was written against the server's load rules, as it lies on disk.
+
+    Raises:
+        RepositoryError: a server would refuse it; the rule is named.
+    """
+    wanted = release(triton) if triton else None
+    found = lint(place, only=name, triton=wanted, cores=cores())
+    for each in found:
+        if each.severity == "error":
+            raise RepositoryError(
+                f"{name!r} as a Triton server loads it: {each.expected}",
+                got=f"{each.got} ({each.rule}, {each.path.relative_to(place)})",
+                fix=each.fix,
+            )
+
+
+def _versions(artifact: Artifact) -> tuple[dict[str, int], int]:
+    """Opsets by domain, and IR version; nothing of both for an artifact that is no ONNX file."""
+    told = artifact.options
+    if not told.get("opset") or not told.get("ir_version"):
+        return {}, 0
+    return told.get("opsets") or {"ai.onnx": told["opset"]}, told["ir_version"]
+
+
 def _oldest(artifact: Artifact) -> str:
-    opset, ir_version = artifact.options.get("opset"), artifact.options.get("ir_version")
-    found = oldest_that_reads(opset, ir_version) if opset and ir_version else None
+    opsets, ir_version = _versions(artifact)
+    found = oldest_that_reads(opsets, ir_version) if opsets else None
     return found.triton if found else "unknown"
 
 

@@ -9,18 +9,24 @@ from types import TracebackType
 import numpy as np
 
 from tlexport.bundle import read_tensors
+from tlexport.environment import cores
 from tlexport.errors import ServerError
 from tlexport.options import RuntimeOptions, ServeOptions
 from tlexport.progress import Progress, silent
 from tlexport.reports import ServedModel, ServeReport
 from tlexport.runtimes import connect
 from tlexport.serving import choice, repository
+from tlexport.serving.lint import lint
 from tlexport.serving.server import Server
 from tlexport.spec import Tensors
 
 TOLERANCE = 1e-3
 """Largest difference from a golden answer, as a share of the outputs' scale: a smoke test of the
 served path, not the proof that `verify` gives."""
+
+
+MOST_TOLD = 5
+"""Findings that are told when the server refuses the repository."""
 
 
 class Serving:
@@ -74,7 +80,10 @@ def serve(
     repository.check(folder)
     kind, reason = choice.choose(options.server)
     began = time.perf_counter()
-    server, ready = choice.start(kind, folder, options, progress)
+    try:
+        server, ready = choice.start(kind, folder, options, progress)
+    except ServerError as error:
+        raise explained(error, folder) from error
     ready_s = time.perf_counter() - began
     try:
         models = []
@@ -99,6 +108,16 @@ def serve(
         models=tuple(models),
     )
     return Serving(server, report)
+
+
+def explained(error: ServerError, folder: Path) -> ServerError:
+    """A server's refusal with what the load rules say to the same repository, if anything."""
+    found = [each for each in lint(folder, cores=cores()) if each.severity == "error"]
+    if not found:
+        return error
+    told = [f"{each.model}, {each.rule}: {each.fix}" for each in found[:MOST_TOLD]]
+    told += [f"`tlexport lint {folder}` tells the whole of it"]
+    return type(error)(error.expected, got=error.got, fix="\n       ".join(told))
 
 
 def ask_golden(address: str, folder: Path, model: str, version: str) -> float | None:

@@ -24,6 +24,7 @@ from tlexport.options import ExportOptions
 from tlexport.serving.releases import Release, oldest_that_reads, readers, release
 from tlexport.spec import ModelSpec, TensorSpec
 from tlexport.targets._attention import in_four_dimensions
+from tlexport.targets._domains import lower, opsets_of
 from tlexport.targets._reasons import (
     Conditions,
     conditions,
@@ -84,7 +85,8 @@ def export(bundle: Bundle, folder: Path, options: ExportOptions) -> Artifact:
         model = _readable(model, wanted)
     _describe(model, bundle)
     files = _write(model, folder)
-    opset, oldest = opset_of(model), oldest_that_reads(opset_of(model), model.ir_version)
+    opsets = opsets_of(model)
+    oldest = oldest_that_reads(opsets, model.ir_version)
     return Artifact(
         target="onnx",
         precision="fp32",
@@ -94,7 +96,8 @@ def export(bundle: Bundle, folder: Path, options: ExportOptions) -> Artifact:
         source_sha256=bundle.manifest.weights_sha256,
         triton_backend="onnxruntime",
         options={
-            "opset": opset,
+            "opset": opset_of(model),
+            "opsets": opsets,
             "ir_version": model.ir_version,
             "triton": options.triton,
             "triton_oldest": oldest.triton if oldest else None,
@@ -220,30 +223,34 @@ def _readable(model: onnx.ModelProto, wanted: Release) -> onnx.ModelProto:
     Raises:
         ExportError: it cannot be done; the releases that can read the file are named.
     """
-    written = opset_of(model), model.ir_version
+    written = opsets_of(model), model.ir_version
     if opset_of(model) > wanted.max_opset:
         try:
             model = onnx.version_converter.convert_version(model, wanted.max_opset)
             onnx.checker.check_model(model)
         except (RuntimeError, onnx.checker.ValidationError) as error:
             raise _unreadable(wanted, written, reason(error)) from error
+    lower(model, wanted)
     opset = opset_of(model)
     if model.ir_version > wanted.max_ir_version:
         if LOWEST_IR.get(opset, model.ir_version) > wanted.max_ir_version or model.functions:
             raise _unreadable(wanted, written, "the IR version cannot be lowered")
         _strip(model, keep_modules=False)
         model.ir_version = wanted.max_ir_version
-    if not wanted.reads(opset, model.ir_version):
-        raise _unreadable(wanted, written, f"opset {opset} after conversion")
+    for domain, (version, limit) in wanted.too_new(opsets_of(model)).items():
+        why = f"its {domain} is of opset {version}, and {limit} is the newest that is read"
+        raise _unreadable(wanted, written, why)
     return model
 
 
-def _unreadable(wanted: Release, written: tuple[int, int], why: str) -> ExportError:
-    able = readers(written[0], min(written[1], LOWEST_IR.get(written[0], written[1])))
+def _unreadable(wanted: Release, written: tuple[dict[str, int], int], why: str) -> ExportError:
+    opsets, ir_version = written
+    opset = opsets.get("ai.onnx", 0)
+    able = readers(opsets, min(ir_version, LOWEST_IR.get(opset, ir_version)))
     return ExportError(
         f"a file that Triton {wanted.triton} reads: opset <= {wanted.max_opset}, "
         f"IR <= {wanted.max_ir_version}",
-        got=f"opset {written[0]}, IR {written[1]} from the exporter ({why})",
+        got=f"opset {opset}, IR {ir_version} from the exporter ({why})",
         fix=f"pass --triton {able[0].triton} or newer" if able else "no known release reads it",
     )
 
