@@ -50,6 +50,7 @@ class TrainReport(msgspec.Struct, frozen=True, kw_only=True):
     features_s: float
     head_s: float
     seed: int
+    val_fraction: float = 0.2  # reports of before there was the field do not say
 
 
 class ImportReport(msgspec.Struct, frozen=True, kw_only=True):
@@ -72,8 +73,50 @@ class ImportReport(msgspec.Struct, frozen=True, kw_only=True):
     notes: tuple[str, ...]
 
 
+class AccuracyCost(msgspec.Struct, frozen=True, kw_only=True):
+    """What a precision costs on held-out examples; `difference` is less fp32's, paired."""
+
+    data: str
+    examples: int
+    fp32: Interval
+    accuracy: Interval
+    difference: Interval
+
+
+class PrecisionReport(msgspec.Struct, frozen=True, kw_only=True):
+    """A model of less than fp32.
+
+    `form` is the way there (mixed, weights, static, dynamic ...), `left` maps the nodes that stayed
+    in fp32, of `nodes` that could have been lowered, to the reason. `error` is the distance of the
+    answers from fp32's on golden samples, as a share of their size; `speedup` over the fp32 file
+    on this machine at batch 1, in turns. `calibrated_on` says which samples set the ranges.
+    """
+
+    form: str
+    calibration: str
+    calibrated_on: str
+    nodes: int
+    left: dict[str, str]
+    error: float
+    accuracy: AccuracyCost | None
+    speedup: Interval
+    notes: tuple[str, ...]
+
+
+class Candidate(msgspec.Struct, frozen=True, kw_only=True):
+    """A precision that `auto` tried; `fault` says why it is out, empty where it holds."""
+
+    artifact: str
+    accuracy: AccuracyCost | None
+    speedup: Interval | None
+    fault: str
+
+
 class ExportReport(msgspec.Struct, frozen=True, kw_only=True):
-    """What was written, and who can read it; opset and IR version where the target has them."""
+    """What was written, and who can read it; opset and IR version where the target has them.
+
+    `lowered` tells what less than fp32 costs and brings; `candidates` are those of `auto`.
+    """
 
     artifact: str
     file: str
@@ -84,6 +127,8 @@ class ExportReport(msgspec.Struct, frozen=True, kw_only=True):
     triton_oldest: str
     triton: str | None
     reused: bool
+    lowered: PrecisionReport | None = None
+    candidates: tuple[Candidate, ...] = ()
 
 
 class ShapeParity(msgspec.Struct, frozen=True, kw_only=True):
