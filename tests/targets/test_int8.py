@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 
 import lossy_networks as lossy
@@ -12,7 +13,7 @@ import small_bundles
 from onnx import TensorProto, helper, numpy_helper
 
 from tlexport.errors import ExportError, OptionError
-from tlexport.targets import _int8
+from tlexport.targets import _calibration, _int8
 from tlexport.targets._int8 import Int8
 from tlexport.targets._lowering import Wish
 from tlexport.targets._session import Session, save
@@ -245,3 +246,20 @@ def test_seven_bits_where_the_cpu_would_overflow(conv, monkeypatch):
         )
     assert largest[False] == 127
     assert largest[True] <= 64
+
+
+def test_large_networks_are_calibrated_by_fewer_samples(conv, monkeypatch):
+    monkeypatch.setattr(_calibration, "MOST_VALUES", 1)
+    monkeypatch.setattr(_calibration, "LEAST_SAMPLES", 3)
+    way = conv(calibration="percentile")
+    seen = []
+    way._wish = dataclasses.replace(way._wish, progress=lambda *told: seen.append(told))
+    way.make("static")
+    assert seen[-1] == ("calibrate (percentile)", 3, 3)
+
+
+def test_samples_are_picked_from_first_to_last():
+    samples = [{"x": np.array([n])} for n in range(10)]
+    picked = [int(each["x"][0]) for each in _calibration.spread(samples, 4)]
+    assert picked == [0, 2, 5, 7]
+    assert len(_calibration.spread(samples, 99)) == 10

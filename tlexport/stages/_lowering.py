@@ -189,6 +189,12 @@ class Precision:
         facts, labelled = trial.lowered.facts, self._labelled
         assert trial.speedup is not None
         notes = trial.lowered.notes + (labelled.notes if labelled else ())
+        budget, cost = self._options.budget, trial.cost
+        if budget is not None and cost is not None and cost.difference.low < -budget:
+            notes += (
+                f"{cost.examples} held-out examples are too few to be sure of {budget:g}: the "
+                f"interval reaches {cost.difference.low:+.3f}",
+            )
         calibrated = ""
         if "calibration" in facts:
             calibrated = f"training examples of {labelled.name}" if labelled else "golden samples"

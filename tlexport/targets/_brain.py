@@ -8,6 +8,7 @@ import onnx
 import torch
 from onnx import TensorProto, numpy_helper
 
+from tlexport.targets._file import raised
 from tlexport.targets._graph import named
 from tlexport.targets._lowering import Lowered, Wish, error_of
 from tlexport.targets._session import Session, save
@@ -31,7 +32,7 @@ class Brain:
 
     def __init__(self, wish: Wish) -> None:
         self._wish = wish
-        self._model = named(onnx.load(wish.source))
+        self._model = named(raised(onnx.load(wish.source), OLDEST_OPSET))
         self._wanted = [Session(wish.source)(sample) for sample in wish.golden]
 
     def make(self, form: str, left: Collection[str] = ()) -> Lowered:

@@ -6,7 +6,7 @@ import contextlib
 import io
 import logging
 import warnings
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from onnxruntime.quantization.shape_inference import quant_pre_process
 
 from tlexport.errors import ExportError, TlexportError
 from tlexport.spec import Tensors
-from tlexport.targets._file import INLINE_BYTES
+from tlexport.targets._file import large, raised
 from tlexport.targets._graph import named
 from tlexport.targets._lowering import Wish
 from tlexport.targets._reasons import reason
@@ -30,6 +30,13 @@ METHODS: dict[str, tuple[CalibrationMethod, dict[str, Any]]] = {
     "entropy": (CalibrationMethod.Entropy, {}),
 }
 """What --calibration names. Of the percentiles, 0.01 % of the values on either side are cut off."""
+
+
+MOST_VALUES, LEAST_SAMPLES = 500_000_000, 16
+"""For histograms: about half a minute's worth."""
+
+OLDEST_OPSET = 13
+"""The first whose DequantizeLinear knows channels."""
 
 
 class Once:
@@ -49,10 +56,10 @@ def prepared(wish: Wish) -> onnx.ModelProto:
 
     Names of nodes, values and weights stay, but for those that are joined.
     """
-    model = named(onnx.load(wish.source))
+    model = raised(named(onnx.load(wish.source)), OLDEST_OPSET)
     # Shapes that an exporter wrote are wrong at times, and then inference refuses the model.
     del model.graph.value_info[:]
-    large = model.ByteSize() > INLINE_BYTES
+    beside = large(model)
     raw = save(model, wish.work / "raw.onnx")
     place = wish.work / "prepared.onnx"
     with quiet():
@@ -60,8 +67,8 @@ def prepared(wish: Wish) -> onnx.ModelProto:
             raw,
             place,
             skip_symbolic_shape=True,
-            save_as_external_data=large,
-            all_tensors_to_one_file=large,
+            save_as_external_data=beside,
+            all_tensors_to_one_file=beside,
         )
     model = named(onnx.load(place))
     known = {info.name for info in (*model.graph.value_info, *model.graph.output)}
@@ -74,12 +81,16 @@ def prepared(wish: Wish) -> onnx.ModelProto:
     return model
 
 
-def calibrated(model: Path, ops: Collection[str], method: str, wish: Wish) -> Any:
-    """Ranges of what nodes of the kinds `ops` take and give, over all samples, one at a time.
+def calibrated(model: Path, ops: Collection[str], method: str, wish: Wish, values: int) -> Any:
+    """Ranges of what nodes of the kinds `ops` take and give, over the samples, one at a time.
 
-    One at a time, as the calibrators hold every value of what they are given together.
+    One at a time, as the calibrators hold every value of what they are given together. Histograms
+    take time by the value, of which a sample has about `values`, so large ones see fewer samples.
     """
     kind, more = METHODS[method]
+    samples = wish.samples
+    if method != "minmax":
+        samples = spread(samples, max(LEAST_SAMPLES, MOST_VALUES // max(1, values)))
     with quiet():
         calibrator = create_calibrator(
             model,
@@ -89,10 +100,16 @@ def calibrated(model: Path, ops: Collection[str], method: str, wish: Wish) -> An
             use_external_data_format=model.with_suffix(".data").exists(),
             extra_options=more,
         )
-        for number, sample in enumerate(wish.samples):
+        for number, sample in enumerate(samples):
             calibrator.collect_data(Once(sample))
-            wish.progress(f"calibrate ({method})", number + 1, len(wish.samples))
+            wish.progress(f"calibrate ({method})", number + 1, len(samples))
         return calibrator.compute_data()
+
+
+def spread(samples: Sequence[Tensors], most: int) -> Sequence[Tensors]:
+    """At most so many of them, evenly from first to last: they are sorted by size."""
+    count = min(most, len(samples))
+    return [samples[number * len(samples) // count] for number in range(count)]
 
 
 @contextlib.contextmanager

@@ -50,6 +50,29 @@ def opset_of(model: onnx.ModelProto) -> int:
     return max((e.version for e in model.opset_import if e.domain in ("", "ai.onnx")), default=0)
 
 
+def large(model: onnx.ModelProto) -> bool:
+    """Whether its weights must lie beside the graph."""
+    return bool(model.ByteSize() > INLINE_BYTES)
+
+
+def raised(model: onnx.ModelProto, opset: int) -> onnx.ModelProto:
+    """The model in this opset, where it is of an older one.
+
+    Raises:
+        ExportError: it cannot be converted.
+    """
+    if opset_of(model) >= opset:
+        return model
+    try:
+        return onnx.version_converter.convert_version(model, opset)
+    except RuntimeError as error:
+        raise ExportError(
+            f"a model that can be brought to opset {opset}, the first that holds this precision",
+            got=f"opset {opset_of(model)}: {reason(error)}",
+            fix="export the original again with a newer opset",
+        ) from error
+
+
 def strip(model: onnx.ModelProto, *, keep_modules: bool) -> None:
     """Take out paths of this machine; without `keep_modules` all that IR 10 brought."""
     for node in model.graph.node:
@@ -145,7 +168,7 @@ def describe(model: onnx.ModelProto, bundle: Bundle) -> None:
 
 def write(model: onnx.ModelProto, folder: Path) -> tuple[str, ...]:
     """Save and check; returns the files below `folder`, the one to open first."""
-    if model.ByteSize() <= INLINE_BYTES:
+    if not large(model):
         files: Sequence[str] = ("model.onnx",)
         onnx.save_model(model, folder / "model.onnx")
     else:

@@ -60,9 +60,11 @@ class Int8:
         _hold_fp32(fp32)
         self._model = prepared(wish)
         self._file = save(self._model, wish.work / "fp32.onnx")
-        self._layout = _layout(self._model, wish)
+        self._sizes = _sizes(self._model, wish)
+        self._layout = _layout(self._model, self._sizes)
         self._wanted = self._answers(Session(wish.source))
-        self._ranges: dict[str, tuple[str, Any]] = {}
+        self._ranges: dict[str, Any] = {}
+        self._chosen: dict[str, tuple[str, Any]] = {}
         self.forms = self._forms()
 
     def make(self, form: str, left: Collection[str] = ()) -> Lowered:
@@ -180,19 +182,26 @@ class Int8:
 
     def _calibration(self, form: str) -> tuple[str, Any]:
         """The method and what it found: the one asked for, or the one whose answers err least."""
-        if form not in self._ranges:
+        if form not in self._chosen:
             asked = self._wish.calibration
-            names = self._candidates(form)
-            best = math.inf
-            for method in METHODS if asked == "auto" else (asked,):
-                ranges = calibrated(self._file, FAST[form], method, self._wish)
-                before = self._ranges.get(form)
-                self._ranges[form] = (method, ranges)
-                error = self._error(self._built(form, names)) if asked == "auto" else 0.0
-                if error >= best and before is not None:
-                    self._ranges[form] = before
-                best = min(best, error)
-        return self._ranges[form]
+            methods = tuple(METHODS) if asked == "auto" else (asked,)
+            errors = {}
+            for method in methods:
+                self._chosen[form] = (method, self._measured(method))
+                if len(methods) > 1:
+                    errors[method] = self._error(self._built(form, self._candidates(form)))
+            best = min(methods, key=lambda method: errors.get(method, 0.0))
+            self._chosen[form] = (best, self._measured(best))
+        return self._chosen[form]
+
+    def _measured(self, method: str) -> Any:
+        """The ranges of all that any static form quantises, measured once: it takes longest."""
+        if method not in self._ranges:
+            kinds = {kind for form in self.forms if form != "dynamic" for kind in FAST[form]}
+            self._ranges[method] = calibrated(
+                self._file, kinds, method, self._wish, sum(self._sizes.values())
+            )
+        return self._ranges[method]
 
     def _error(self, model: onnx.ModelProto) -> float:
         file = save(model, self._wish.work / "trial.onnx")
@@ -213,7 +222,7 @@ def _hold_fp32(model: onnx.ModelProto) -> None:
         )
 
 
-def _layout(model: onnx.ModelProto, wish: Wish) -> Layout:
+def _layout(model: onnx.ModelProto, sizes: Mapping[str, int]) -> Layout:
     """Which nodes have weights, and which come before the network itself begins.
 
     What comes before all weights is preprocessing, and so is what a logarithm is taken of: a
@@ -231,7 +240,7 @@ def _layout(model: onnx.ModelProto, wish: Wish) -> Layout:
     ]
     producer = {name: node for node in graph.node for name in node.output}
     above = {node.name: _ancestors(node, producer) for node in graph.node}
-    cost = _costs(model, weighted, weights, wish)
+    cost = _costs(weighted, weights, sizes)
     spectrum: set[str] = set()
     for node in graph.node:
         if node.op_type == "Log" and 2 * sum(
@@ -269,16 +278,20 @@ def _ancestors(node: onnx.NodeProto, producer: Mapping[str, onnx.NodeProto]) -> 
     return found
 
 
+def _sizes(model: onnx.ModelProto, wish: Wish) -> dict[str, int]:
+    """Elements of each value for one sample, by its name."""
+    sizes: dict[str, int] = {}
+    for some in Values(model, wish.work / "sizes").chunks(wish.golden[0]):
+        sizes |= {name: int(array.size) for name, array in some.items()}
+    return sizes
+
+
 def _costs(
-    model: onnx.ModelProto,
     weighted: Sequence[onnx.NodeProto],
     weights: Mapping[str, tuple[int, ...]],
-    wish: Wish,
+    sizes: Mapping[str, int],
 ) -> dict[str, float]:
     """Multiplications of each node for one sample, by its name."""
-    sizes: dict[str, int] = {}
-    for some in Values(model, wish.work / "costs").chunks(wish.golden[0]):
-        sizes |= {name: int(array.size) for name, array in some.items()}
     costs = {}
     for node in weighted:
         shape = weights[node.input[1]]

@@ -13,7 +13,7 @@ import onnxruntime as ort
 from tlexport.environment import cores
 from tlexport.errors import ExportError
 from tlexport.spec import Tensors
-from tlexport.targets._file import INLINE_BYTES
+from tlexport.targets._file import large
 
 FATAL_ONLY = 4
 CHUNK_BYTES = 200_000_000
@@ -48,7 +48,16 @@ class Session:
     def __call__(self, inputs: Tensors, names: Sequence[str] | None = None) -> dict[str, Any]:
         """Answer: arrays by the name of the output; `names` are all of them by default."""
         names = list(self.outputs) if names is None else list(names)
-        return dict(zip(names, self._session.run(names, dict(inputs)), strict=True))
+        try:
+            answers = self._session.run(names, dict(inputs))
+        except Exception as error:  # ONNX Runtime's exceptions share no base but this
+            shapes = {name: list(array.shape) for name, array in inputs.items()}
+            raise ExportError(
+                f"a file that answers {shapes}",
+                got=" ".join(str(error).split()),
+                fix="export as fp32, and look with `tlexport verify` whether that answers",
+            ) from error
+        return dict(zip(names, answers, strict=True))
 
 
 class Values:
@@ -97,8 +106,12 @@ def save(model: onnx.ModelProto, path: Path) -> Path:
     path.unlink(missing_ok=True)
     beside = path.with_suffix(".data")
     beside.unlink(missing_ok=True)
-    large = model.ByteSize() > INLINE_BYTES
-    onnx.save_model(model, path, save_as_external_data=large, location=beside.name)
+    if not large(model):
+        onnx.save_model(model, path)
+        return path
+    copy = onnx.ModelProto()  # what is saved beside is taken out of the model
+    copy.CopyFrom(model)
+    onnx.save_model(copy, path, save_as_external_data=True, location=beside.name)
     return path
 
 
