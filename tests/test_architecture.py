@@ -69,7 +69,7 @@ ADDRESSES = {
     "soxr": {"preprocess.audio"},
     "optuna": {"training"},
     "onnx": {"targets", "importers.onnx", "serving.lint", "diagnosis"},
-    "onnxruntime": {"runtimes.ort", "serving.backends", "diagnosis"},
+    "onnxruntime": {"runtimes.ort", "serving.backends", "targets", "diagnosis"},
     "tritonclient": {"runtimes.triton", "serving"},
     "PIL": {"preprocess.image"},
     "jinja2": {"stages._page"},

@@ -115,3 +115,24 @@ def test_the_environment_names_the_machine():
     assert here.cpu
     assert here.python.startswith("3.")
     assert here.versions == versions()
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        ("fpu sse4_2 avx2 avx512f avx512_vnni", False),
+        ("fpu sse4_2 avx2 avx_vnni", False),
+        ("fpu sse4_2 avx2 avx512f", True),
+        ("fpu sse4_2 avx2", True),
+        ("fpu sse4_2", False),
+    ],
+)
+def test_int8_sums_overflow_on_x86_before_vnni(tmp_path, flags, expected):
+    (tmp_path / "cpuinfo").write_text(f"processor\t: 0\nflags\t\t: {flags}\n")
+    assert environment.saturates(tmp_path / "cpuinfo") is expected
+
+
+def test_an_unknown_cpu_overflows_nothing(tmp_path):
+    assert not environment.saturates(tmp_path / "none")
+    (tmp_path / "arm").write_text("processor\t: 0\nFeatures\t: asimd asimddp\n")
+    assert not environment.saturates(tmp_path / "arm")

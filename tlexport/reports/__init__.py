@@ -1,0 +1,34 @@
+"""What a stage found, as frozen data."""
+
+from __future__ import annotations
+
+from tlexport.reports._asking import Agreement as Agreement
+from tlexport.reports._asking import BenchReport as BenchReport
+from tlexport.reports._asking import BenchRow as BenchRow
+from tlexport.reports._asking import ClassScore as ClassScore
+from tlexport.reports._asking import EvaluateReport as EvaluateReport
+from tlexport.reports._asking import Prediction as Prediction
+from tlexport.reports._asking import PredictReport as PredictReport
+from tlexport.reports._interval import Interval as Interval
+from tlexport.reports._making import AccuracyCost as AccuracyCost
+from tlexport.reports._making import BackbonesReport as BackbonesReport
+from tlexport.reports._making import Candidate as Candidate
+from tlexport.reports._making import ExportReport as ExportReport
+from tlexport.reports._making import ImportReport as ImportReport
+from tlexport.reports._making import PrecisionReport as PrecisionReport
+from tlexport.reports._making import TrainReport as TrainReport
+from tlexport.reports._making import TrialReport as TrialReport
+from tlexport.reports._parity import AccuracyChange as AccuracyChange
+from tlexport.reports._parity import Cause as Cause
+from tlexport.reports._parity import Decided as Decided
+from tlexport.reports._parity import GraphStep as GraphStep
+from tlexport.reports._parity import LabelFlip as LabelFlip
+from tlexport.reports._parity import ParityReport as ParityReport
+from tlexport.reports._parity import ShapeParity as ShapeParity
+from tlexport.reports._parity import Walk as Walk
+from tlexport.reports._run import RunReport as RunReport
+from tlexport.reports._serving import LintFinding as LintFinding
+from tlexport.reports._serving import LintReport as LintReport
+from tlexport.reports._serving import PackageReport as PackageReport
+from tlexport.reports._serving import ServedModel as ServedModel
+from tlexport.reports._serving import ServeReport as ServeReport
