@@ -11,6 +11,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import torch
+from torch.utils import _pytree as pytree
 
 from tlexport.arithmetic import arithmetic, prepared
 from tlexport.errors import ExportError
@@ -66,9 +67,23 @@ class _Recorder(torch.fx.Interpreter):
         self.found: dict[str, np.ndarray] = {}
         self.modules: dict[str, str] = {}
 
+    def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
+        """Call it; strides may be others than when it was traced, so that a view must be copied."""
+        view = torch.ops.aten.view.default
+        return super().call_function(
+            torch.ops.aten.reshape.default if target is view else target, args, kwargs
+        )
+
     def run_node(self, n: torch.fx.Node) -> Any:
         """Run it, and keep what it gave where that is one tensor."""
-        answer = super().run_node(n)
+        try:
+            answer = super().run_node(n)
+        except (RuntimeError, TypeError) as error:
+            raise ExportError(
+                "a traced network that runs in another arithmetic",
+                got=f"{n.name}: {str(error).strip().splitlines()[0]}",
+                fix="find the node by hand",
+            ) from error
         if isinstance(answer, torch.Tensor) and n.op == "call_function":
             self.found[n.name] = answer.detach().to("cpu").numpy().copy()
             stack = n.meta.get("nn_module_stack") or {}
@@ -84,16 +99,21 @@ def _module(entry: Sequence[Any]) -> str:
 
 
 def of_program(
-    program: torch.export.ExportedProgram, question: Sequence[torch.Tensor], how: str | None
+    program: torch.export.ExportedProgram,
+    question: Sequence[torch.Tensor],
+    names: Sequence[str],
+    how: str | None,
 ) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     """Every tensor that a traced network computes, by the name of its node; and its module.
 
-    `how` is an arithmetic, or None for the network's own.
+    `names` are those of the outputs, `how` is an arithmetic, or None for the network's own.
     """
     graph = copy.deepcopy(program.module(check_guards=False))  # it shares the program's weights
     prepared(graph, how or "")
     assert isinstance(graph, torch.fx.GraphModule)
     recorder = _Recorder(graph)
     with torch.no_grad(), arithmetic(how):
-        recorder.run(*question)
-    return recorder.found, recorder.modules
+        answer = recorder.run(*question)
+    answers = pytree.tree_leaves(answer)
+    found = {n: a.numpy() for n, a in zip(names, answers, strict=True)} | recorder.found
+    return found, recorder.modules

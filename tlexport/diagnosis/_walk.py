@@ -150,8 +150,9 @@ def _reference(bundle: Bundle, artifact: Artifact, question: Tensors) -> _Refere
     program = trace(bundle, None).exported_program
     assert program is not None
     tensors = [torch.from_numpy(question[spec.name]) for spec in bundle.spec.inputs]
-    truth, modules = of_program(program, tensors, "float64")
-    rounded, _ = of_program(program, tensors, artifact.precision)
+    names = [spec.name for spec in bundle.spec.outputs]
+    truth, modules = of_program(program, tensors, names, "float64")
+    rounded, _ = of_program(program, tensors, names, artifact.precision)
     return _Reference("the original in float64", truth, rounded, modules)
 
 

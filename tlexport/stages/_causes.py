@@ -115,15 +115,14 @@ def _of_checks(case: Case) -> Iterator[Cause]:
             told=f"a row's answer depends on its batch mates: {told.get('alone', '')}",
             fix=f"{EVALUATE}; let no statistic of the batch into the answer",
         )
-    padding = sorted(check for check in failed if "padd" in check)
-    if padding and "answers" not in failed:
-        side = "left" if all("left" in check for check in padding) else "either side"
+    padding = sorted(check for check in failed if "padd" in check and check != "unpadded")
+    if padding and "unpadded" not in failed:
         yield Cause(
             name="padding",
             told=f"padding changes answers ({', '.join(padding)}): "
             + (
                 "positions, or the last token, are counted from the left"
-                if side == "left"
+                if all("left" in check for check in padding)
                 else "the mask is not honoured, or pooling counts padding"
             ),
             fix="mask attention and pooling, and count positions over real tokens",
