@@ -62,7 +62,7 @@ ADDRESSES = {
     "soxr": {"preprocess.audio"},
     "optuna": {"training"},
     "onnx": {"targets", "importers.onnx", "serving.lint"},
-    "onnxruntime": {"runtimes.ort", "serving.backends"},
+    "onnxruntime": {"runtimes.ort", "serving.backends", "serving.limits_of_onnxruntime"},
     "tritonclient": {"runtimes.triton", "serving"},
     "PIL": {"preprocess.image"},
     "tlexport": set(),
