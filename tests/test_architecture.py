@@ -69,7 +69,10 @@ ADDRESSES = {
     "soxr": {"preprocess.audio"},
     "optuna": {"training"},
     "onnx": {"targets", "importers.onnx", "serving.lint", "diagnosis"},
-    "onnxruntime": {"runtimes.ort", "serving.backends", "targets", "diagnosis"},
+    "onnxruntime": {
+        *("runtimes.ort", "serving.backends", "serving.limits_of_onnxruntime"),
+        *("targets", "diagnosis"),
+    },
     "tritonclient": {"runtimes.triton", "serving"},
     "PIL": {"preprocess.image"},
     "jinja2": {"stages._page"},

@@ -48,7 +48,7 @@ def backend_session(monkeypatch):
     """The backend's module that makes sessions, imported as the server does."""
     monkeypatch.syspath_prepend(str(BACKENDS / "onnxruntime"))
     yield importlib.import_module("tlexport_session")
-    for name in ("tlexport_session", "tlexport_rules"):
+    for name in ("tlexport_session", "tlexport_rules", "tlexport_placement"):
         sys.modules.pop(name, None)
 
 

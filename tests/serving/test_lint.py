@@ -231,3 +231,14 @@ def test_of_two_edits_at_one_place_one_is_made():
         "aXdeZf",
         "abYeZf",
     )
+
+
+def test_what_cannot_be_read_is_told_of(tmp_path, monkeypatch):
+    lays()(tmp_path, "model")
+
+    def denied(path):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(type(tmp_path), "read_bytes", denied)
+    with pytest.raises(RepositoryError, match=r"Permission denied: .*config.pbtxt"):
+        lint(tmp_path, cores=1)

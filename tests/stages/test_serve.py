@@ -90,3 +90,12 @@ def test_answers_that_are_right():
     assert stage._difference("m", "y", {"y": golden + 0.5}, golden) == 0.5
     texts = np.array([[b"a"]], dtype=object)
     assert stage._difference("m", "y", {"y": texts}, texts) == 0
+
+
+def test_a_refused_model_is_told_of_with_the_edit_that_mends_it(tmp_path, none_left):
+    config = small_models.config(["xs FP32 3"], ["y FP32 3"])
+    small_models.lay(tmp_path / "models", "double", small_models.double(), config)
+    with pytest.raises(ServerError, match="unexpected inference input 'xs'") as caught:
+        serve(tmp_path / "models")
+    assert 'double, tensor-unknown: write name: "x"' in caught.value.fix
+    assert f"`tlexport lint {tmp_path / 'models'}`" in caught.value.fix

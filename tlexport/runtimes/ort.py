@@ -1,11 +1,11 @@
-"""ort@cpu, ort@cuda:N, ort@cpu-plain: ONNX Runtime."""
+"""ort@cpu, ort@cpu-plain, ort@cuda:N, ort@tensorrt:N."""
 
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import io
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,11 +18,17 @@ from tlexport.environment import cores
 from tlexport.errors import ExportError, MissingDependency, OptionError, SpecError
 from tlexport.options import RuntimeOptions
 from tlexport.runtimes._turns import Turns
+from tlexport.serving.backends.onnxruntime import tlexport_placement as placement
 from tlexport.spec import ModelSpec, Tensors, TensorSpec
 
 DTYPES = {"float": "float32", "double": "float64", "string": "object"}
 """ONNX's element types whose names are not numpy's; `float16`, `uint8` ... are."""
 FATAL_ONLY, WARNINGS = 4, 2
+PROVIDERS = {
+    "cuda": ("CUDAExecutionProvider",),
+    "tensorrt": ("TensorrtExecutionProvider", "CUDAExecutionProvider"),
+}
+"""What a kind of place asks for; TensorRT leaves to CUDA what it does not have."""
 PLAIN = "cpu-plain"
 """On the CPU, the graph as it is written: none of the optimisations that could be at fault."""
 
@@ -104,14 +110,16 @@ class OrtPool:
 
 
 def open(bundle: Bundle | None, where: str, options: RuntimeOptions) -> OrtPool:
-    """Open the artifact `options.artifact` of a bundle on "cpu", "cpu-plain" or "cuda:N".
+    """Open the artifact `options.artifact` of a bundle where it says.
+
+    `where` is "cpu", "cpu-plain", "cuda:N" or "tensorrt:N".
 
     Raises:
         OptionError: no bundle, another device, an artifact of another kind, or more instances
             than threads.
         MissingDependency: a GPU was asked for and ONNX Runtime would fall back to the CPU.
         BundleError: the artifact is missing, changed or stale.
-        ExportError: ONNX Runtime cannot load the file.
+        ExportError: ONNX Runtime cannot load the file, or leaves a part of it to the CPU.
     """
     if bundle is None:
         raise OptionError(
@@ -148,27 +156,55 @@ def _session(file: Path, where: str, threads: int) -> ort.InferenceSession:
     settings.log_severity_level = FATAL_ONLY  # its errors come as exceptions, too
     if where in ("cpu", PLAIN):
         return _load(file, settings, ["CPUExecutionProvider"])
-    if not re.fullmatch(r"cuda:\d+", where):
+    return _gpu_session(file, where, settings)
+
+
+def _gpu_session(file: Path, where: str, settings: ort.SessionOptions) -> ort.InferenceSession:
+    """A session on a GPU alone: what ONNX Runtime would leave to the CPU is an error."""
+    match = re.fullmatch(r"(cuda|tensorrt):(\d+)", where)
+    if match is None:
         raise OptionError(
-            "ort@cpu, ort@cpu-plain or ort@cuda:N", got=f"ort@{where}", fix="name one of these"
+            "ort@cpu, ort@cpu-plain, ort@cuda:N or ort@tensorrt:N",
+            got=f"ort@{where}",
+            fix="name one of these",
         )
+    wanted = PROVIDERS[match[1]]
+    chosen = [(name, {"device_id": match[2]}) for name in wanted]
+    settings.add_session_config_entry(placement.RECORD, "1")
     notes = io.StringIO()
-    cuda = ("CUDAExecutionProvider", {"device_id": where[5:]})
     ort.set_default_logger_severity(FATAL_ONLY)
     try:
         with contextlib.redirect_stdout(notes):  # preload_dlls prints what it does not find
             ort.preload_dlls()
-        session = _load(file, settings, [cuda, "CPUExecutionProvider"])
+        session = _load(file, settings, [*chosen, "CPUExecutionProvider"])
     finally:
         ort.set_default_logger_severity(WARNINGS)
-    if "CUDAExecutionProvider" not in session.get_providers():
+    hold_placement(session, where, wanted)
+    return session
+
+
+def hold_placement(session: ort.InferenceSession, where: str, wanted: Sequence[str]) -> None:
+    """Refuse a session that is not where it was asked to be, as a whole or in part.
+
+    Raises:
+        MissingDependency: a provider did not load; its missing library is named.
+        ExportError: nodes that compute more than sizes were left to the CPU.
+    """
+    for name in wanted:
+        if name in session.get_providers():
+            continue
         raise MissingDependency(
-            f"ONNX Runtime's CUDA provider for ort@{where}",
-            got=f"it fell back to {', '.join(session.get_providers())}: {_why_no_cuda()}",
+            f"ONNX Runtime's {name} for ort@{where}",
+            got=f"it fell back to {', '.join(session.get_providers())}: {_why_not(name)}",
             fix=f"install onnxruntime-gpu {ort.__version__} with the CUDA and cuDNN it was built "
             "for (pip install onnxruntime-gpu[cuda,cudnn]), or use ort@cpu",
         )
-    return session
+    if lost := placement.strayed(session, wanted):
+        raise ExportError(
+            f"every node on {' or '.join(wanted)} for ort@{where}, but those that compute sizes",
+            got=f"on the CPU: {placement.told(lost)}",
+            fix="export it with operators that the provider has for these types, or use ort@cpu",
+        )
 
 
 def _load(
@@ -184,16 +220,12 @@ def _load(
         ) from error
 
 
-def _why_no_cuda() -> str:
-    """What the loader says about the provider's library; ONNX Runtime only logs it."""
-    library = Path(ort.__file__).parent / "capi" / "libonnxruntime_providers_cuda.so"
-    if not library.is_file():
-        return f"this build ({ort.get_available_providers()}) has no CUDA provider"
-    try:
-        ctypes.CDLL(str(library))
-    except OSError as error:
-        return str(error)
-    return "its libraries load, but no such device is there"
+def _why_not(provider: str) -> str:
+    short = provider.removesuffix("ExecutionProvider").lower()
+    library = Path(ort.__file__).parent / "capi" / f"libonnxruntime_providers_{short}.so"
+    version = getattr(sys.modules.get("torch"), "version", None)
+    cuda = getattr(ort, "cuda_version", "")
+    return placement.why_not(library, cuda, getattr(version, "cuda", None))
 
 
 def _mismatch(spec: ModelSpec, session: ort.InferenceSession, file: Path) -> SpecError | None:

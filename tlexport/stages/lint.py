@@ -6,6 +6,7 @@ import difflib
 from pathlib import Path
 
 from tlexport.environment import cores
+from tlexport.files import text_of
 from tlexport.options import LintOptions
 from tlexport.progress import Progress, silent
 from tlexport.reports import LintFinding, LintReport
@@ -63,15 +64,15 @@ def _told(folder: Path, finding: rules.Finding) -> LintFinding:
         file=_below(folder, finding.path),
         line=finding.line,
         field=finding.field,
-        expected=finding.expected,
-        got=finding.got,
-        fix=finding.fix,
+        expected=text_of(finding.expected),
+        got=text_of(finding.got),
+        fix=text_of(finding.fix),
         fixable=bool(finding.edits),
     )
 
 
 def _below(folder: Path, path: Path) -> str:
-    return str(path.relative_to(folder))
+    return text_of(path.relative_to(folder))
 
 
 def _lines(path: Path, before: str) -> tuple[str, ...]:
@@ -79,4 +80,4 @@ def _lines(path: Path, before: str) -> tuple[str, ...]:
     after = path.read_bytes().decode("utf-8", "surrogateescape")
     lines = difflib.unified_diff(before.splitlines(), after.splitlines(), n=0, lineterm="")
     shown = (line for line in lines if not line.startswith(("---", "+++", "@@")))
-    return tuple(line.encode("utf-8", "replace").decode() for line in shown)
+    return tuple(text_of(line) for line in shown)

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
+from tlexport.errors import RepositoryError
 from tlexport.files import write_atomic
 from tlexport.serving import repository
 from tlexport.serving.lint import (
@@ -38,16 +39,19 @@ def lint(
     """What is wrong with a repository, model by model; `only` is the name of one.
 
     Raises:
-        RepositoryError: the folder is no repository at all.
+        RepositoryError: the folder is no repository at all, or cannot be read.
     """
-    models = {name: Model(place / name) for name in repository.folders(place)}
-    scope = Scope(models=models, triton=triton, cores=cores)
-    return [
-        finding
-        for model in models.values()
-        if only in ("", model.name)
-        for finding in _findings(model, scope)
-    ]
+    try:
+        models = {name: Model(place / name) for name in repository.folders(place)}
+        scope = Scope(models=models, triton=triton, cores=cores)
+        chosen = [model for model in models.values() if only in ("", model.name)]
+        return [finding for model in chosen for finding in _findings(model, scope)]
+    except OSError as error:
+        raise RepositoryError(
+            f"to read the repository {str(place)!r}",
+            got=f"{error.strerror or error}: {error.filename}",
+            fix="make its files readable for you: the server must read them, too",
+        ) from error
 
 
 def _findings(model: Model, scope: Scope) -> Iterable[Finding]:

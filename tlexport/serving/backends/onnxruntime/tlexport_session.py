@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 import onnxruntime as ort
+import tlexport_placement as placement
 
 LEVELS = {
     -1: ort.GraphOptimizationLevel.ORT_ENABLE_BASIC,
@@ -171,6 +172,8 @@ def open_session(config, path, kind, device):
     if kind == "GPU" and hasattr(ort, "preload_dlls"):
         ort.preload_dlls()
     options = session_options(config)
+    if chosen:
+        options.add_session_config_entry(placement.RECORD, "1")
     try:
         session = ort.InferenceSession(
             str(path), options, providers=[*chosen, "CPUExecutionProvider"]
@@ -181,6 +184,19 @@ def open_session(config, path, kind, device):
         if name not in session.get_providers():
             raise InvalidArgument(
                 f"'{name}' is requested, but onnxruntime {ort.__version__} fell back to "
-                f"{', '.join(session.get_providers())}: its libraries do not load here"
+                f"{', '.join(session.get_providers())}: {_why_not(name)}"
             )
+    lost = placement.strayed(session, [name for name, _ in chosen]) if chosen else None
+    if lost:
+        raise InvalidArgument(
+            f"{', '.join(name for name, _ in chosen)} is requested, but onnxruntime "
+            f"{ort.__version__} left to the CPU: {placement.told(lost)}; serve it with KIND_CPU, "
+            "or export it so that the GPU has these operators"
+        )
     return session
+
+
+def _why_not(provider):
+    short = provider.removesuffix("ExecutionProvider").lower()
+    library = Path(ort.__file__).parent / "capi" / f"libonnxruntime_providers_{short}.so"
+    return placement.why_not(library, getattr(ort, "cuda_version", ""))
