@@ -114,7 +114,7 @@ def vgg16_bundle(folder: Path, data: Path, wheel: Path) -> Path:
         place.parent.mkdir(parents=True, exist_ok=True)
         np.savez(place, images=pixels)
     with torch.inference_mode():
-        seen = [network.pooled(torch.from_numpy(p)[None])[0].numpy() for p, _ in found["train"]]
+        seen = [network.pooled(torch.tensor(p)[None])[0].numpy() for p, _ in found["train"]]
     seen = np.stack(seen)
     mean, scale = seen.mean(0), seen.std(0) + 1e-6
     fitted = LogisticRegression(C=0.01, max_iter=2000).fit(

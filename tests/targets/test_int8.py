@@ -263,3 +263,12 @@ def test_samples_are_picked_from_first_to_last():
     picked = [int(each["x"][0]) for each in _calibration.spread(samples, 4)]
     assert picked == [0, 2, 5, 7]
     assert len(_calibration.spread(samples, 99)) == 10
+
+
+def test_what_the_quantisers_raise_is_told_in_three_parts(conv, monkeypatch):
+    def refuse(*args, **more):
+        raise KeyError("a node that nobody knows")
+
+    monkeypatch.setattr(_int8, "QDQQuantizer", refuse)
+    with pytest.raises(ExportError, match="KeyError: 'a node that nobody knows'"):
+        conv(calibration="minmax").make("static")

@@ -8,6 +8,7 @@ import onnx
 import torch
 from onnx import TensorProto, numpy_helper
 
+from tlexport.errors import ExportError
 from tlexport.targets._file import raised
 from tlexport.targets._graph import named
 from tlexport.targets._lowering import Lowered, Wish, error_of
@@ -36,10 +37,20 @@ class Brain:
         self._wanted = [Session(wish.source)(sample) for sample in wish.golden]
 
     def make(self, form: str, left: Collection[str] = ()) -> Lowered:
-        """Round the weights."""
+        """Round the weights.
+
+        Raises:
+            ExportError: there are none large enough to be worth it.
+        """
         model = onnx.ModelProto()
         model.CopyFrom(self._model)
         rounded = _rounded(model.graph)
+        if not rounded:
+            raise ExportError(
+                f"fp32 constants of {LEAST} elements or more, to be stored as bf16",
+                got="none",
+                fix="export as fp32: the file would not be smaller",
+            )
         session = Session(save(model, self._wish.work / "trial.onnx"))
         error = error_of([session(sample) for sample in self._wish.golden], self._wanted)
         return Lowered(

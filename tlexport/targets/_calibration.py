@@ -2,26 +2,20 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
-import logging
-import warnings
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
 import onnx
-import onnxruntime as ort
 from onnxruntime.quantization import CalibrationMethod
 from onnxruntime.quantization.calibrate import create_calibrator
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
-from tlexport.errors import ExportError, TlexportError
 from tlexport.spec import Tensors
 from tlexport.targets._file import large, raised
+from tlexport.targets._foreign import quiet
 from tlexport.targets._graph import named
 from tlexport.targets._lowering import Wish
-from tlexport.targets._reasons import reason
 from tlexport.targets._session import Values, save
 
 METHODS: dict[str, tuple[CalibrationMethod, dict[str, Any]]] = {
@@ -110,28 +104,3 @@ def spread(samples: Sequence[Tensors], most: int) -> Sequence[Tensors]:
     """At most so many of them, evenly from first to last: they are sorted by size."""
     count = min(most, len(samples))
     return [samples[number * len(samples) // count] for number in range(count)]
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Keep what the quantisers print and warn of to themselves, and translate what they raise.
-
-    What they wrote is read back, and asked. They warn through the root logger, which would set up
-    logging for the whole process.
-    """
-    before = logging.root.manager.disable
-    logging.disable(logging.ERROR)
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    except (TlexportError, OSError):
-        raise
-    except Exception as error:  # what a graph that they do not know makes them raise
-        raise ExportError(
-            f"a graph that the quantisers of onnxruntime {ort.__version__} take",
-            got=f"{type(error).__name__}: {reason(error)}",
-            fix="export as fp32, fp16 or bf16",
-        ) from error
-    finally:
-        logging.disable(before)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
-import logging
 import math
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Sequence
 
 import numpy as np
 import onnx
@@ -14,6 +12,7 @@ from onnxruntime.transformers.float16 import DEFAULT_OP_BLOCK_LIST, convert_floa
 
 from tlexport.errors import ExportError
 from tlexport.spec import Tensors
+from tlexport.targets._foreign import quiet
 from tlexport.targets._graph import named, sort, tidy_casts
 from tlexport.targets._lowering import Lowered, Wish, error_of
 from tlexport.targets._session import Values
@@ -198,7 +197,7 @@ def _converted(
         for name, kind in types.items()
         if kind == "float32" and name not in ends
     )
-    with _quiet():
+    with quiet():
         half = convert_float_to_float16(
             half, keep_io_types=True, disable_shape_infer=True, node_block_list=sorted(kept)
         )
@@ -222,14 +221,3 @@ def _own_constants(graph: onnx.GraphProto, kept: Collection[str]) -> None:
                     copy.CopyFrom(constants[name])
                     copy.name = own[name]
                 node.input[place] = own[name]
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    logger = logging.getLogger("onnxruntime.transformers.float16")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)

@@ -14,7 +14,8 @@ from onnxruntime.quantization import QDQQuantizer, QuantType, quantize_dynamic
 from tlexport.environment import saturates
 from tlexport.errors import ExportError, OptionError
 from tlexport.spec import Tensors
-from tlexport.targets._calibration import METHODS, calibrated, prepared, quiet
+from tlexport.targets._calibration import METHODS, calibrated, prepared
+from tlexport.targets._foreign import quiet
 from tlexport.targets._graph import captured, sort
 from tlexport.targets._lowering import Lowered, Wish, error_of
 from tlexport.targets._session import Session, Values, save
