@@ -116,12 +116,15 @@ class Probe(msgspec.Struct, frozen=True, kw_only=True):
     """A question that `verify` asks besides the golden samples: of another length, padded ...
 
     `inputs` are as the model takes them. Where `same_as` names rows of the golden samples, row
-    for row, the answers must be those, whatever the padding.
+    for row, the answers must be those, whatever the padding. `extreme` are inputs that no model
+    is made for (silence, all 255): rounding may do more there, and a precision below float32, for
+    which ranges were measured, need only give finite answers.
     """
 
     name: str
     inputs: dict[str, np.ndarray]
     same_as: tuple[int, ...] = ()
+    extreme: bool = False
 
 
 def rows(tensors: Tensors, index: Any) -> dict[str, np.ndarray]:

@@ -1,13 +1,13 @@
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
+import tiny_audio
 import torch
-import transformers
+from tiny_audio import FAMILIES, RATE
 
 from tlexport.bundle import Bundle
 from tlexport.errors import DataError, OptionError
@@ -18,40 +18,6 @@ from tlexport.stages.predict import predict
 from tlexport.stages.train import train
 from tlexport.stages.verify import verify
 from tlexport.tasks import audio_classification as task
-
-RATE = 16_000
-SMALL = {
-    "hidden_size": 32,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "intermediate_size": 64,
-}
-WAVES = {
-    **SMALL,
-    "conv_dim": (32,) * 7,
-    "num_conv_pos_embeddings": 16,
-    "num_conv_pos_embedding_groups": 4,
-}
-FAMILIES = {
-    "wav2vec2": transformers.Wav2Vec2Config(**WAVES),
-    "hubert": transformers.HubertConfig(**WAVES),
-    "wavlm": transformers.WavLMConfig(**WAVES),
-    "ast": transformers.ASTConfig(**SMALL, max_length=128),
-    "whisper": transformers.WhisperConfig(
-        d_model=32,
-        encoder_layers=2,
-        decoder_layers=1,
-        encoder_attention_heads=2,
-        decoder_attention_heads=2,
-        encoder_ffn_dim=64,
-        decoder_ffn_dim=64,
-        vocab_size=64,
-        pad_token_id=0,
-        bos_token_id=1,
-        eos_token_id=2,
-        decoder_start_token_id=3,
-    ),
-}
 
 
 def tone(pitch: float, seconds: float, seed: int, rate: int = RATE) -> np.ndarray:
@@ -77,11 +43,7 @@ def clips(tmp_path_factory) -> Path:
 
 
 def folder(place: Path, family: str) -> Path:
-    torch.manual_seed(0)
-    transformers.AutoModel.from_config(FAMILIES[family]).save_pretrained(place / family)
-    numbers = {"sampling_rate": RATE, "do_normalize": True}
-    (place / family / "preprocessor_config.json").write_text(json.dumps(numbers))
-    return place / family
+    return tiny_audio.write(place / family, family)
 
 
 def options(backbone: Path, **more) -> TrainOptions:

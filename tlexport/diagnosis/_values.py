@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,10 @@ from tlexport.spec import Tensors
 
 NOT_TENSORS = {"SequenceConstruct", "SplitToSequence", "Optional", "SequenceEmpty"}
 FATAL_ONLY = 4
+LARGE = 1e30
+"""Values beyond are marks, such as the -3.4e38 of an attention mask: infinity is no overflow."""
+CHOOSING = {"Where", "Max", "Min", "Concat", "Expand", "Gather", "Pad", "Slice", "Reshape"}
+"""Operators that hand on what they are given: an infinity among it was written down as one."""
 
 
 def of_file(file: Path, model: onnx.ModelProto, question: Tensors) -> dict[str, np.ndarray]:
@@ -57,6 +61,25 @@ def of_file(file: Path, model: onnx.ModelProto, question: Tensors) -> dict[str, 
             fix="find the node by hand",
         ) from error
     return dict(zip(names, found, strict=True))
+
+
+def overflows(node: onnx.NodeProto, values: Mapping[str, np.ndarray]) -> bool:
+    """Whether a node makes NaN or plus infinity of numbers that are none and no marks either.
+
+    Minus infinity alone is how a mask is written.
+    """
+    if node.op_type in CHOOSING:
+        return False
+    given = [values[name] for name in node.input if name in values]
+    given = [array for array in given if array.dtype.kind == "f"]
+    if not all((np.abs(array.astype(np.float64)) < LARGE).all() for array in given):
+        return False
+    made = [values[name] for name in node.output if name in values]
+    return any(
+        bool((np.isnan(array) | np.isposinf(array)).any())
+        for array in made
+        if array.dtype.kind == "f"
+    )
 
 
 class _Recorder(torch.fx.Interpreter):

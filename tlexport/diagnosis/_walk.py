@@ -13,7 +13,7 @@ import torch
 from onnx import numpy_helper
 
 from tlexport.bundle import Artifact, Bundle
-from tlexport.diagnosis._values import of_file, of_program
+from tlexport.diagnosis._values import of_file, of_program, overflows
 from tlexport.diagnosis._weights import LEAST
 from tlexport.errors import ExportError
 from tlexport.reports import GraphStep, Walk
@@ -80,8 +80,7 @@ def walk(
                 continue
             seen = _Seen(array, _range(node, question, found, constants))
             step = _step(node, name, seen, reference)
-            sound = (found[i] for i in node.input if i in found and found[i].dtype.kind == "f")
-            if not step.finite and all(np.isfinite(each).all() for each in sound):
+            if overflows(node, found):
                 overflow.append(step)
             if step.error is None and step.finite:  # it is no value of the reference
                 continue
@@ -210,8 +209,11 @@ def _apart(name: str, array: np.ndarray, reference: _Reference) -> tuple[float, 
     size = float(np.linalg.norm(truth)) or 1.0
     unit = float(np.finfo(np.float32).eps)
     rounded = reference.rounded.get(name)
-    own = unit if rounded is None else max(unit, float(np.linalg.norm(rounded - truth)) / size)
-    gap = array.astype(np.float64) - truth
+    with np.errstate(invalid="ignore"):
+        off = 0.0 if rounded is None else float(np.linalg.norm(rounded - truth))
+    own = max(unit, off / size) if np.isfinite(off) else unit
+    with np.errstate(invalid="ignore"):  # infinity less infinity
+        gap = array.astype(np.float64) - truth
     if not np.isfinite(gap).all():
         return float("inf"), own
     return float(np.linalg.norm(gap)) / size, own

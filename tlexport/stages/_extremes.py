@@ -21,7 +21,7 @@ def extremes(spec: ModelSpec, inputs: Tensors) -> list[Probe]:
         sample = rows(inputs, slice(0, 1))
         for name, value in _values(tensor, sample[tensor.name]):
             filled = sample | {tensor.name: value}
-            probes.append(Probe(name=f"{tensor.name} {name}", inputs=filled))
+            probes.append(Probe(name=f"{tensor.name} {name}", inputs=filled, extreme=True))
     return probes
 
 

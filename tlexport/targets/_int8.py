@@ -188,10 +188,14 @@ class Int8:
             methods = tuple(METHODS) if asked == "auto" else (asked,)
             errors = {}
             for method in methods:
-                self._chosen[form] = (method, self._measured(method))
-                if len(methods) > 1:
-                    errors[method] = self._error(self._built(form, self._candidates(form)))
-            best = min(methods, key=lambda method: errors.get(method, 0.0))
+                try:
+                    self._chosen[form] = (method, self._measured(method))
+                    if len(methods) > 1:
+                        errors[method] = self._error(self._built(form, self._candidates(form)))
+                except ExportError:  # values of so narrow a range that they have no histogram
+                    if len(methods) == 1 or method == "minmax":
+                        raise
+            best = min(errors, key=errors.__getitem__) if errors else asked
             self._chosen[form] = (best, self._measured(best))
         return self._chosen[form]
 

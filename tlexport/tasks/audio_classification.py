@@ -193,7 +193,7 @@ def probes(spec: ModelSpec, inputs: dict[str, np.ndarray], most: int) -> list[Pr
     second = min(numbers["rate"], numbers["longest"])
     square = np.sign(np.sin(np.arange(second) * 0.3)).astype(np.float32)
     for name, clip in (("silence", np.zeros(second, np.float32)), ("full scale", square)):
-        asked.append(Probe(name=name, inputs=_padded([clip], second, numbers)))
+        asked.append(Probe(name=name, inputs=_padded([clip], second, numbers), extreme=True))
     few = tuple(dict.fromkeys([order[0], order[-1], *order]))[: max(1, min(most, 4))]
     first = clips[few[0]]
     asked.append(
