@@ -130,6 +130,10 @@ FILES = {
             )
         ),
     ),
+    "no_operator_of_microsoft": (
+        "onnx-operator",
+        lays(of_domains([("", 18), ("com.microsoft", 1)], [node("Nothing", "com.microsoft")])),
+    ),
     "own_operator": (
         "onnx-operator",
         lays(of_domains([("", 18), ("own", 1)], [node("Thing", "own")])),

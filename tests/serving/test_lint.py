@@ -7,7 +7,7 @@ from serving import broken_models as broken
 from serving import bundles
 from serving import legal_models as legal
 from serving import small_models as small
-from serving.odd_models import LABELLED, ONE, ensemble, lays, no_file, of_domains
+from serving.odd_models import LABELLED, ONE, ensemble, lays, no_file, node, of_domains
 
 from tlexport.errors import RepositoryError
 from tlexport.options import PackageOptions
@@ -110,6 +110,17 @@ def test_more_cores_are_a_larger_budget(tmp_path):
 def test_files_are_held_against_the_release(tmp_path, opsets, ir_version, triton, found):
     lays(of_domains(opsets, ir_version=ir_version))(tmp_path, "model")
     assert rules(tmp_path, triton=release(triton)) == found
+
+
+def test_operators_of_microsoft_are_held_against_the_release(tmp_path):
+    opsets = [("", 17), ("com.microsoft", 1)]
+    model = of_domains(opsets, [node("PagedAttention", "com.microsoft")], ir_version=8)
+    lays(model)(tmp_path, "model")
+    (finding,) = lint(tmp_path, triton=release("24.10"), cores=1)
+    assert finding.rule == "onnx-operator"
+    assert finding.got == "com.microsoft:PagedAttention, which is of 1.23.0"
+    assert finding.fix.endswith("serve it with 25.08 or newer")
+    assert rules(tmp_path, triton=release("25.08")) == []
 
 
 def test_a_finding_says_where(tmp_path):

@@ -12,7 +12,7 @@ from tlexport.errors import MissingDependency, OptionError
 from tlexport.serving import limits_of_onnxruntime as probe
 from tlexport.serving import measure_release
 from tlexport.serving.measure_release import Limits, measure, row
-from tlexport.serving.releases import releases
+from tlexport.serving.releases import microsoft_operators, releases
 
 
 @pytest.fixture(scope="module")
@@ -36,6 +36,15 @@ def test_what_it_finds_is_what_this_onnxruntime_refuses(limits):
     assert not probe.reads(probe.model(limits.ir_version + 1, limits.opsets))
     for domain, version in limits.opsets.items():
         assert not probe.reads(probe.model(3, {"ai.onnx": 7, domain: version + 1}))
+
+
+def test_operators_are_tried_one_by_one(limits):
+    assert {"Gelu", "Attention", "FusedConv"} <= set(limits.operators)
+    assert probe.has("Gelu")
+    assert not probe.has("Nothing")
+    measured = max(tuple(map(int, v.split("."))) for v in microsoft_operators().values())
+    if tuple(map(int, limits.onnxruntime.split("."))) <= measured:
+        assert set(limits.operators) <= set(microsoft_operators())
 
 
 def test_a_release_of_this_onnxruntime_has_this_row(limits):

@@ -5,7 +5,13 @@ import itertools
 import pytest
 
 from tlexport.errors import OptionError
-from tlexport.serving.releases import oldest_that_reads, readers, release, releases
+from tlexport.serving.releases import (
+    microsoft_operators,
+    oldest_that_reads,
+    readers,
+    release,
+    releases,
+)
 
 
 def test_table_is_in_order_and_limits_never_fall():
@@ -57,3 +63,17 @@ def test_unknown_release_names_the_nearest():
     assert release("24.10").server_version == "2.51.0"
     with pytest.raises(OptionError, match=r"did you mean '24.12'"):
         release("24.13")
+
+
+@pytest.mark.parametrize(
+    ("operator", "triton", "has"),
+    [
+        ("Gelu", "23.05", True),
+        ("MatMulNBits", "23.10", False),
+        ("MatMulNBits", "23.11", True),
+        ("PagedAttention", "25.07", False),
+        ("PagedAttention", "25.08", True),
+    ],
+)
+def test_operators_of_microsoft_by_release(operator, triton, has):
+    assert release(triton).has(microsoft_operators()[operator]) == has

@@ -3,7 +3,8 @@
     python -m tlexport.serving.measure_release YY.MM SERVER_VERSION ONNXRUNTIME_VERSION
 
 installs that onnxruntime into a folder that is removed again, has it load tiny models of rising
-versions in a process of its own, and writes the row for triton_releases.csv to standard output.
+versions in a process of its own, and writes the row for triton_releases.csv to standard output, and
+the rows of operators that microsoft_operators.csv has not yet.
 Wheels are there for Python 3.11 from 1.15 on; those before 1.19 get a numpy below 2 beside them.
 """
 
@@ -18,7 +19,7 @@ from pathlib import Path
 import msgspec
 
 from tlexport.errors import MissingDependency, OptionError, TlexportError
-from tlexport.serving.releases import OTHERS
+from tlexport.serving.releases import OTHERS, microsoft_operators
 
 PROBE = Path(__file__).with_name("limits_of_onnxruntime.py")
 FIRST_WITH_NUMPY_2 = (1, 19)
@@ -30,6 +31,7 @@ class Limits(msgspec.Struct, frozen=True):
     onnxruntime: str
     ir_version: int
     opsets: dict[str, int]
+    operators: tuple[str, ...] = ()
 
 
 def measure(folder: Path | None = None) -> Limits:
@@ -41,7 +43,11 @@ def measure(folder: Path | None = None) -> Limits:
     places = [str(folder)] if folder else []
     environ = os.environ | {"PYTHONPATH": os.pathsep.join(places)}
     ran = subprocess.run(
-        [sys.executable, str(PROBE)], capture_output=True, text=True, env=environ, check=False
+        [sys.executable, str(PROBE), *microsoft_operators()],
+        capture_output=True,
+        text=True,
+        env=environ,
+        check=False,
     )
     if ran.returncode != 0:
         raise MissingDependency(
@@ -110,7 +116,10 @@ def main(arguments: list[str]) -> int:
     try:
         with tempfile.TemporaryDirectory() as folder:
             install(version, Path(folder))
-            sys.stdout.write(row(triton, server, measure(Path(folder))) + "\n")
+            limits = measure(Path(folder))
+            sys.stdout.write(row(triton, server, limits) + "\n")
+            for operator in sorted(set(limits.operators) - set(microsoft_operators())):
+                sys.stdout.write(f"{operator},{limits.onnxruntime}\n")
     except TlexportError as error:
         sys.stderr.write(f"Error: {error}\n")
         return error.exit_code

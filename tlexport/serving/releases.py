@@ -13,6 +13,9 @@ from tlexport import plugins
 
 TABLE = Path(__file__).with_name("triton_releases.csv")
 
+OPERATORS = Path(__file__).with_name("microsoft_operators.csv")
+"""Measured by measure_release.py with wheels from 1.15.0 on: "1.15.0" is that or older."""
+
 OTHERS = {
     **dict.fromkeys(("ai.onnx.preview", "ai.onnx.preview.training", "ai.onnx.training"), 1),
     **dict.fromkeys(("com.microsoft", "com.microsoft.experimental", "com.microsoft.nchwc"), 1),
@@ -29,6 +32,14 @@ class Release(msgspec.Struct, frozen=True, kw_only=True):
     max_opset: int
     max_ir_version: int
     max_ml_opset: int
+
+    def has(self, onnxruntime_version: str) -> bool:
+        """Whether its ONNX Runtime is of that version or newer."""
+        own, other = (
+            tuple(map(int, version.split(".")))
+            for version in (self.onnxruntime_version, onnxruntime_version)
+        )
+        return own >= other
 
     def reads(self, opsets: Mapping[str, int], ir_version: int) -> bool:
         """Whether its loader accepts a file of these opsets (domain -> version) and IR version."""
@@ -65,6 +76,13 @@ def releases() -> tuple[Release, ...]:
             for row in csv.DictReader(stream)
         ]
     return tuple(sorted(rows, key=lambda release: release.triton))
+
+
+@functools.cache
+def microsoft_operators() -> dict[str, str]:
+    """Operator of com.microsoft -> the oldest ONNX Runtime that was measured to have it."""
+    with OPERATORS.open(newline="", encoding="utf-8") as stream:
+        return {row["operator"]: row["onnxruntime_version"] for row in csv.DictReader(stream)}
 
 
 def release(triton: str) -> Release:

@@ -14,7 +14,8 @@ from tlexport.serving.lint._graph import External, Graph
 from tlexport.serving.lint._model import Model, Scope, inside
 
 OLDEST_WITH_KERNELS = 7
-RUNTIMES_OWN = ("com.microsoft", "com.ms.", "ai.onnx.contrib", "ai.onnx.preview", "pkg.", "aten")
+MICROSOFT = "com.microsoft"
+RUNTIMES_OWN = (MICROSOFT, "com.ms.", "ai.onnx.contrib", "ai.onnx.preview", "pkg.", "aten")
 """Beginnings of domains whose operators only ONNX Runtime itself could name."""
 
 
@@ -84,6 +85,28 @@ def operators(model: Model, scope: Scope) -> Iterator[Finding]:
                 got=operator + more,
                 fix=_hint(domain, operator),
             )
+
+
+def microsoft(model: Model, scope: Scope) -> Iterator[Finding]:
+    """Operators of com.microsoft, which has one version and grows with each ONNX Runtime."""
+    for number, graph in model.whole:
+        used = {name for domain, name in graph.operators - graph.functions if domain == MICROSOFT}
+        for name in sorted(used):
+            since = releases.microsoft_operators().get(name)
+            if since is None:
+                near = difflib.get_close_matches(name, releases.microsoft_operators(), 1)
+                expected = f"an operator that {MICROSOFT} has"
+                fix = f"there is {near[0]}" if near else "use an operator that there is"
+            elif scope.triton and not scope.triton.has(since):
+                able = [r.triton for r in releases.releases() if r.has(since)]
+                expected = f"operators that Triton {scope.triton.triton} has, by its ONNX Runtime "
+                expected += scope.triton.onnxruntime_version
+                fix = "export it without that fusion"
+                fix += f", or serve it with {able[0]} or newer" if able else ""
+            else:
+                continue
+            got = f"{MICROSOFT}:{name}" + (f", which is of {since}" if since else "")
+            yield model.finding("onnx-operator", model.file(number), expected, got=got, fix=fix)
 
 
 def _strange(graph: Graph) -> Iterator[tuple[str, str]]:
@@ -165,4 +188,4 @@ def _faults(model: Model, path: Path, external: External) -> Iterator[tuple[str,
         )
 
 
-RULES = (file, versions, operators, data)
+RULES = (file, versions, operators, microsoft, data)
