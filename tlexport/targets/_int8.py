@@ -121,7 +121,13 @@ class Int8:
             if node.op_type in kinds
             and node.name not in layout.front
             and (node.op_type not in WEIGHTED or node.name in layout.weighted)
+            and (node.op_type != "Add" or self._joins(node))
         ]
+
+    def _joins(self, node: onnx.NodeProto) -> bool:
+        """Whether a sum joins two branches: the shift of a norm ranges too widely for int8."""
+        sizes = {self._sizes.get(name) for name in node.input}
+        return len(sizes) == 1 and None not in sizes
 
     def _built(self, form: str, names: Sequence[str]) -> onnx.ModelProto:
         if not names:
