@@ -187,7 +187,7 @@ def test_a_gpu_that_is_not_here_is_a_warning(loading_server, fresh):
     refused(loading_server, lay, "lint_gpu")
 
 
-def test_no_server_without_its_class(loading_server):
-    """Loaded models of before are still there: no case has ended the server."""
+def test_no_case_has_ended_the_shared_server(loading_server):
+    """What was loaded first is still there, after all of the above."""
     _, _, client = loading_server
     assert client.is_model_ready("first")
