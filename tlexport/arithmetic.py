@@ -74,6 +74,8 @@ class Rounded(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 if isinstance(tensor, torch.Tensor) and tensor.dtype == torch.float32:
                     tensor.copy_(rounded(tensor, self._bits))
             return answer
+        if any(returned.alias_info is not None for returned in func._schema.returns):
+            return answer  # a view: rounded already, and to be written through
         return pytree.tree_map(lambda x: rounded(x, self._bits), answer)
 
 
