@@ -53,6 +53,15 @@ def test_a_paired_difference_at_the_ends():
     assert stats.paired_difference(0, 0, 0) == Interval(value=0.0, low=-1.0, high=1.0)
 
 
+@pytest.mark.parametrize(
+    ("gained", "lost", "p"),
+    [(0, 0, 1.0), (5, 5, 1.0), (0, 5, 0.0625), (10, 2, 0.0385742), (121, 59, 4.434e-6)],
+)
+def test_mcnemar_is_the_exact_binomial_test(gained, lost, p):
+    assert stats.mcnemar(gained, lost) == pytest.approx(p, rel=1e-3)
+    assert stats.mcnemar(lost, gained) == stats.mcnemar(gained, lost)
+
+
 @pytest.mark.parametrize(("p", "n"), [(0.5, 6), (0.9, 36), (0.95, 72), (0.99, 368)])
 def test_fewest_requests_for_a_percentile(p, n):
     assert stats.fewest(p) == n

@@ -136,6 +136,13 @@ def test_a_tolerance_that_proves_nothing(tmp_path, place):
     bundle = bundles.make(tmp_path / "b.bundle")
     bundle.write_report("parity-onnx-fp32", bundles.parity(bundle, tolerance=1e9))
     refuse(bundle, place, ParityError, "at --tolerance of at most 0.01")
+    floor = {"criterion": "noise floor", "tolerance": None}
+    bundle.write_report("parity-onnx-fp32", bundles.parity(bundle, **floor, factor=1e4))
+    refuse(bundle, place, ParityError, "at --factor of at most 8")
+    bundle.write_report("parity-onnx-fp32", bundles.parity(bundle, tolerance=None, atol=0.5))
+    refuse(bundle, place, ParityError, "at --atol and --rtol")
+    bundle.write_report("parity-onnx-fp32", bundles.parity(bundle, **floor, factor=8.0))
+    assert package(bundle, place).version == 1
 
 
 def test_no_larger_batch_than_was_proven(tmp_path, place):

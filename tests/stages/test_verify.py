@@ -2,6 +2,7 @@ import json
 import subprocess
 import sys
 
+import digits
 import numpy as np
 import planted_faults
 import pytest
@@ -401,3 +402,119 @@ def test_a_real_server_is_verified_without_torch(bundle, tmp_path):
     assert failed(too_large) == {("answers", 9), ("repeated", 9)}
     assert Bundle(bundle).report("parity-onnx-fp32", ParityReport).passed
     assert Bundle(bundle).report("parity-onnx-fp32-triton", ParityReport) == too_large
+
+
+def test_the_server_of_another_model_is_named(bundle, tmp_path):
+    """Right in this process and wrong on the server: another version is served there."""
+    assert verify(bundle).passed
+    package(bundle, tmp_path / "repository", PackageOptions(instances=1, threads=1))
+    edited = small_bundles.edit(
+        small_bundles.healthy_onnx(), tmp_path / "edited.onnx", planted_faults.perturbed
+    )
+    network = small_bundles.Tiny(seed=3)
+    other = small_bundles.make(tmp_path / "other", network=network)
+    small_bundles.export(network.eval(), tmp_path / "other.onnx")
+    small_bundles.put_artifact(other, tmp_path / "other.onnx")
+    small_bundles.put_artifact(bundle, edited)
+    with serve(tmp_path / "repository") as serving:
+        options = VerifyOptions(candidate=f"triton@{serving.report.grpc}")
+        wrong_server = verify(other, options)
+        right_server = verify(bundle, options)
+    assert not wrong_server.passed
+    assert "served-model" in [cause.name for cause in wrong_server.causes]
+    assert "weights" in [cause.name for cause in right_server.causes]
+
+
+def test_where_it_passes_the_graph_is_walked_on_demand(bundle):
+    report = verify(bundle, VerifyOptions(explain=True))
+    assert report.passed
+    assert report.walk.first is None
+    assert report.walk.overflow == ()
+    assert report.walk.compared > 5
+    assert max(step.ratio for step in report.walk.steps) < 8
+    assert any(step.module == "norm (BatchNorm2d)" for step in report.walk.steps)
+    page = (Bundle(bundle).root / "reports" / "parity-onnx-fp32.html").read_text()
+    assert page.count("<circle") == len(report.walk.steps)
+    assert "<script" not in page
+
+
+def test_the_first_node_at_fault_is_found(with_arrays):
+    report = with_arrays(planted_faults.perturbed)
+    assert report.walk.first.module.startswith("second")
+    assert report.walk.first.operator == "Conv"
+    assert report.walk.first.ratio > 8
+
+
+@pytest.mark.parametrize(
+    ("options", "criterion", "passed"),
+    [
+        ({"tolerance": 1e-2}, "share of scale", True),
+        ({"tolerance": 1e-6}, "share of scale", False),
+        ({"atol": 2e-3}, "atol and rtol", True),
+        ({"atol": 1e-4, "rtol": 1e-4}, "atol and rtol", False),
+        ({"factor": 1e5}, "noise floor", True),
+    ],
+)
+def test_other_criteria_for_those_who_must(with_fault, options, criterion, passed):
+    def off(real, inputs):
+        return {"logits": real(inputs)["logits"] + np.float32(1e-3)}
+
+    report = with_fault(off, **options)
+    assert report.criterion == criterion
+    assert report.passed is passed
+
+
+def test_two_criteria_at_once_are_refused():
+    with pytest.raises(OptionError, match="one way to allow a difference"):
+        VerifyOptions(tolerance=1e-3, atol=1e-3)
+
+
+class Shaky(small_bundles.Tiny):
+    """Answers infinity to black images, as a network that takes a logarithm does."""
+
+    def forward(self, images):
+        return super().forward(images) + torch.log(images.float().mean((1, 2, 3)))[:, None]
+
+
+def test_where_the_original_itself_is_not_finite_the_export_may_be(tmp_path, monkeypatch):
+    small_bundles.plug_task(monkeypatch, Shaky)
+    network = Shaky().eval()
+    small_bundles.export(network, tmp_path / "log.onnx")
+    root = small_bundles.make(tmp_path / "b", tmp_path / "log.onnx", network=network)
+    report = verify(root)
+    assert report.passed
+    assert "the original itself answers 'logits' with NaN or infinity" in report.notes[0]
+
+
+def test_the_change_in_accuracy_is_told_and_judged(digits_bundle, tmp_path, monkeypatch):
+    data = digits.write(tmp_path / "digits", per_class=5)
+    report = verify(digits_bundle, VerifyOptions(data=str(data)))
+    assert report.passed
+    assert report.accuracy.examples == 50
+    assert report.accuracy.candidate == report.accuracy.reference
+    assert report.accuracy.p_value == 1
+    assert report.decided.flips == 0
+    assert report.decided.top5 == 1
+
+    class Forgetful:
+        """Right about golden samples; of others it tells the neighbour's label."""
+
+        def __init__(self, home, where, chosen):
+            self._real = ort.open(home, "cpu", chosen)
+            self.name, self.spec = f"forgetful@{where}", home.spec
+            self.facts, self.counters = self._real.facts, self._real.counters
+            self.close = self._real.close
+            self._known = {row.tobytes() for row in home.golden().inputs["images"]}
+
+        def __call__(self, inputs):
+            logits = self._real(inputs)["logits"]
+            for row, image in enumerate(inputs["images"]):
+                if image.tobytes() not in self._known and len(inputs["images"]) > 1:
+                    logits[row] = np.roll(logits[row], 1)
+            return {"logits": logits}
+
+    small_bundles.plug_runtime(monkeypatch, "forgetful", Forgetful)
+    worse = verify(digits_bundle, VerifyOptions(candidate="forgetful@here", data=str(data)))
+    assert not worse.passed
+    assert worse.accuracy.difference.high < -0.3
+    assert worse.accuracy.p_value < 1e-3

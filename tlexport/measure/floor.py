@@ -150,7 +150,8 @@ class Asked:
         return _norms(_flat(self.truth))
 
     def _gap(self, answer: np.ndarray) -> np.ndarray:
-        gap: np.ndarray = np.abs(_flat(answer) - _flat(self.truth))
+        with np.errstate(invalid="ignore"):  # infinity less infinity
+            gap: np.ndarray = np.abs(_flat(answer) - _flat(self.truth))
         return gap
 
 
