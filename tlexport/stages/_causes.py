@@ -31,13 +31,14 @@ EVALUATE = "call .eval() on the network before it is exported"
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """What is to be explained."""
+    """What is to be explained; `served_sha256` is the file that a server says it has."""
 
     home: Bundle
     artifact: Artifact
     options: VerifyOptions
     runtime: RuntimeOptions
     inquiry: Inquiry
+    served_sha256: str = ""
 
     @property
     def failed(self) -> list[ShapeParity]:
@@ -161,24 +162,54 @@ def _of_inputs(case: Case) -> Iterator[Cause]:
 
 
 def _of_server(case: Case) -> Iterator[Cause]:
-    """Where a server answers otherwise, whether the file does so in this process, too."""
+    """Where a server answers otherwise: by preprocessing, by its model, or on the way."""
     inquiry = case.inquiry
     if not case.options.candidate.startswith("triton@") or inquiry.alone is None:
         return
+    first = slice(0, 1)
+    if _alike(rows(inquiry.truth.answers, first), rows(inquiry.alone, first)):
+        return
     local = connect("ort@cpu", case.home, case.runtime)
     try:
-        here = local(rows(inquiry.golden.inputs, slice(0, 1)))
+        here = local(rows(inquiry.golden.inputs, first))
     finally:
         local.close()
-    if not _alike(here, rows(inquiry.truth.answers, slice(0, 1))):
+    if not _alike(here, rows(inquiry.truth.answers, first)):
         yield Cause(name="model", told="the file answers so in this process, too", fix=AGAIN)
+    elif case.served_sha256 in ("", case.artifact.sha256):
+        yield Cause(
+            name="transport",
+            told="the server says it has this very file, which answers right in this process: "
+            "tensors change on the way, or its ONNX Runtime is at fault",
+            fix="compare the server's ONNX Runtime with this one; ask by triton@http://HOST:PORT",
+        )
     else:
         yield Cause(
             name="served-model",
-            told="the bundle's file answers right in this process: the server has another file, "
-            "or changes tensors on the way",
+            told=f"the server has the file {case.served_sha256[:12]}, not "
+            f"{case.artifact.sha256[:12]}, which answers right in this process",
             fix="package this bundle and let the server load that version",
         )
+    if _prepared_otherwise(case):
+        yield Cause(
+            name="preprocessing-changed",
+            told="the golden files, as they came, give other inputs than when the bundle was made",
+            fix="install the versions of the decoders in bundle.json, or train again",
+        )
+
+
+def _prepared_otherwise(case: Case) -> bool:
+    """Whether the raw golden samples are read into other arrays than are stored."""
+    task, home = plugins.load("tasks", case.home.spec.task), case.home
+    raw = [home.raw(sample) for sample in case.inquiry.golden.samples]
+    if not hasattr(task, "load") or not all(file.is_file() for file in raw):
+        return False
+    loaded = task.load(raw, home.spec.preprocess, home.files())
+    return bool(loaded.broken) or any(
+        array.shape != case.inquiry.golden.inputs[name].shape
+        or not np.array_equal(array, case.inquiry.golden.inputs[name])
+        for name, array in loaded.inputs.items()
+    )
 
 
 def _walked(case: Case) -> Walk | None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 
@@ -11,7 +13,8 @@ import msgspec
 import numpy as np
 
 from tlexport import plugins
-from tlexport.bundle import Artifact, Bundle
+from tlexport.bundle import Artifact, Bundle, Golden
+from tlexport.diagnosis import Fault
 from tlexport.environment import environment
 from tlexport.errors import BundleError, ExportError, SpecError
 from tlexport.files import write_atomic
@@ -20,6 +23,7 @@ from tlexport.options import RuntimeOptions, VerifyOptions
 from tlexport.progress import Progress, silent
 from tlexport.reports import AccuracyChange, Cause, Decided, ParityReport, Walk
 from tlexport.runtimes import Runtime, connect, reference_of
+from tlexport.spec import Probe
 from tlexport.stages._causes import Case, causes, faults
 from tlexport.stages._extremes import extremes
 from tlexport.stages._inquiry import Inquiry
@@ -72,10 +76,8 @@ def verify(
     # Stored answers answer nothing else, and need no torch.
     stored = any(who.startswith("golden@") for who in (name, options.candidate))
     task = None if stored else plugins.load("tasks", home.spec.task)
-    probes = []
-    if task is not None:
-        probes = task.probes(home.spec, golden.inputs, options.max_batch)
-        probes += extremes(home.spec, golden.inputs)
+    probes = [] if task is None else _probes(home, task, golden, options.max_batch)
+    seen = faults(home, artifact)  # what the file shows by itself, before anything runs
     with contextlib.ExitStack() as stack:
         truth = Truth(home, artifact.precision, options, runtime)
         stack.callback(truth.close)
@@ -94,10 +96,13 @@ def verify(
             stack.callback(candidate.close)
             if _is_proof(home, artifact, truth.reference, candidate):
                 kind = f"parity-{artifact.name}"
+            served = str(candidate.facts().get("artifact_sha256") or "")
+            case = dataclasses.replace(case, served_sha256=served)
             inquiry.run(candidate)
             if options.data is not None:
                 accuracy = _accuracy(home, options, (candidate, truth.reference), progress)
-        found, walked = _explained(case, failed=accuracy is not None and not accuracy.passed)
+        lost = accuracy is not None and not accuracy.passed
+        found, walked = _explained(case, seen, failed=lost)
     _hold_same(case)
     report = _report(case)
     report = msgspec.structs.replace(
@@ -113,9 +118,16 @@ def verify(
     return report
 
 
-def _explained(case: Case, *, failed: bool) -> tuple[tuple[Cause, ...], Walk | None]:
+def _probes(home: Bundle, task: ModuleType, golden: Golden, most: int) -> list[Probe]:
+    """The task's own questions, and the ends of every input's range."""
+    asked: list[Probe] = task.probes(home.spec, golden.inputs, most)
+    return [*asked, *extremes(home.spec, golden.inputs)]
+
+
+def _explained(
+    case: Case, seen: Sequence[Fault], *, failed: bool
+) -> tuple[tuple[Cause, ...], Walk | None]:
     """What the file itself shows, as checks where it is wrong whatever it answers; then causes."""
-    seen = faults(case.home, case.artifact)
     outputs = ", ".join(output.name for output in case.home.spec.outputs)
     for fault in seen:
         if fault.deadly:
