@@ -11,11 +11,13 @@ from onnx.external_data_helper import convert_model_to_external_data
 
 from tlexport import networks
 from tlexport.bundle import Artifact, Bundle, digest_of
+from tlexport.diagnosis import _walk
 from tlexport.environment import versions
 from tlexport.options import TrainOptions
 from tlexport.reports import ParityReport
 from tlexport.stages.train import train
 from tlexport.stages.verify import verify
+from tlexport.targets import onnx as onnx_target
 from tlexport.tasks._sequences import Pool
 
 
@@ -25,8 +27,23 @@ def healthy(tmp_path_factory):
     return broken_exports.exported(broken_exports.How(), place)
 
 
+@pytest.fixture(scope="module")
+def traced_once():
+    """The original's trace, which is the same for every one of its broken exports."""
+    known = {}
+
+    def trace(bundle, wanted):
+        key = bundle.manifest.weights_sha256
+        if key not in known:
+            known[key] = onnx_target.trace(bundle, wanted)
+        return known[key]
+
+    return trace
+
+
 @pytest.fixture
-def bundle(tmp_path, monkeypatch):
+def bundle(tmp_path, monkeypatch, traced_once):
+    monkeypatch.setattr(_walk, "trace", traced_once)
     small_bundles.plug_task(monkeypatch, broken_exports.Mixed)
     return small_bundles.make(tmp_path / "b", network=broken_exports.Mixed())
 

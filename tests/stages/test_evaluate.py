@@ -134,7 +134,7 @@ def test_no_files_are_refused(digits_bundle, tmp_path):
         ("tvm@cpu", OptionError, "a runtime of: "),
         ("ort", OptionError, "NAME@WHERE"),
         ("@cpu", OptionError, "NAME@WHERE"),
-        ("eager@tpu", OptionError, "eager@cpu or eager@cuda:N"),
+        ("eager@tpu", OptionError, "eager@cpu, eager@cuda:N or eager@cpu-float64"),
         ("eager@cuda:9", (MissingDependency, OptionError), "GPU|device"),
     ],
 )
