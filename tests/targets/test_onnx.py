@@ -170,7 +170,7 @@ def test_a_release_too_old_is_refused_naming_one_that_is_not(scenes, tmp_path):
 
 @pytest.mark.parametrize("triton", ["24.1", "latest", "2410", "99.99"])
 def test_an_unknown_release_is_refused_before_any_work(tiny, tmp_path, triton, monkeypatch):
-    monkeypatch.setattr(target, "_traced", lambda *a: pytest.fail("it was traced"))
+    monkeypatch.setattr(target, "trace", lambda *a: pytest.fail("it was traced"))
     with pytest.raises(OptionError, match="a Triton release of") as caught:
         exported(tiny, tmp_path / "out", triton=triton)
     assert triton in caught.value.got
