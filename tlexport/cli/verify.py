@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 MOST_FLIPS = 10
 AROUND = 4
 """Steps of the graph told before and after the first that is beyond rounding."""
+WIDEST = 30
+"""Characters told of a module's path: its end says more than its beginning."""
 
 
 @click.command()
@@ -148,22 +150,27 @@ def _change(found: AccuracyChange) -> str:
 
 
 def _draw_walk(walk: Walk, console: Console) -> None:
-    """The graph about its first value beyond the floor."""
+    """The graph about its first value beyond the floor, or where it is farthest off."""
     from rich.markup import escape
     from rich.table import Table
 
     console.print(
         f"{walk.compared} of {walk.values} values of the graph were held against {walk.against}"
     )
-    steps = list(walk.steps)
-    start = max(0, steps.index(walk.first) - AROUND) if walk.first in steps else 0
-    shown = steps[start : start + 2 * AROUND + 1]
+    steps, count = list(walk.steps), 2 * AROUND + 1
+    if walk.first in steps:
+        start = max(0, steps.index(walk.first) - AROUND)
+        shown = steps[start : start + count]
+    else:  # nothing is at fault: those that are farthest off
+        worst = sorted(steps, key=lambda step: -(step.ratio or 0.0))[:count]
+        shown = [step for step in steps if step in worst]
     table = Table("operator", "value", "module", box=None, pad_edge=False)
     for name in ("of norm", "x rounding"):
         table.add_column(name, justify="right")
     for step in shown:
         style = "red" if step == walk.first else ""
-        cells = (step.operator, step.value, step.module, _number(step.error), _number(step.ratio))
+        module = step.module if len(step.module) <= WIDEST else f"…{step.module[1 - WIDEST :]}"
+        cells = (step.operator, step.value, module, _number(step.error), _number(step.ratio))
         table.add_row(*map(escape, cells), style=style)
     console.print(table)
 

@@ -16,6 +16,7 @@ from tlexport.bundle import Artifact, Bundle
 from tlexport.diagnosis._values import of_file, of_program, overflows
 from tlexport.diagnosis._weights import LEAST
 from tlexport.errors import ExportError
+from tlexport.options import FACTOR
 from tlexport.reports import GraphStep, Walk
 from tlexport.spec import Tensors
 from tlexport.targets.onnx import trace
@@ -198,7 +199,7 @@ def _best(name: str, array: np.ndarray, reference: _Reference) -> tuple[str, flo
     for other in reference.by_size.get(array.shape, ()):
         if other != name:
             error, own = _apart(other, array, reference)
-            if error / own <= WIDEST and (np.isnan(best[1]) or error < best[1]):
+            if error / own <= FACTOR and (np.isnan(best[1]) or error < best[1]):
                 best = (other, error, own)
     return best
 

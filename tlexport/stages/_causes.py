@@ -62,7 +62,7 @@ def causes(case: Case, seen: Sequence[Fault]) -> tuple[tuple[Cause, ...], Walk |
     found += _of_inputs(case)
     found += _of_server(case)
     unreadable = {"corrupt-file", "external-data"} & {cause.name for cause in found}
-    walked = None if unreadable else _walked(case)
+    walked = None if unreadable else walk_of(case)
     if walked is not None:
         found += _of_walk(case, walked)
     names: dict[str, Cause] = {}
@@ -212,7 +212,7 @@ def _prepared_otherwise(case: Case) -> bool:
     )
 
 
-def _walked(case: Case) -> Walk | None:
+def walk_of(case: Case) -> Walk | None:
     """The walk with the sample that is off most; None where the file cannot be taken apart."""
     inquiry, name = case.inquiry, case.artifact.target
     if name not in plugins.names("diagnosis"):

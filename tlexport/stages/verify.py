@@ -24,7 +24,7 @@ from tlexport.progress import Progress, silent
 from tlexport.reports import AccuracyChange, Cause, Decided, ParityReport, Walk
 from tlexport.runtimes import Runtime, connect, reference_of
 from tlexport.spec import Probe
-from tlexport.stages._causes import Case, causes, faults
+from tlexport.stages._causes import Case, causes, faults, walk_of
 from tlexport.stages._extremes import extremes
 from tlexport.stages._inquiry import Inquiry
 from tlexport.stages._page import page
@@ -132,9 +132,11 @@ def _explained(
     for fault in seen:
         if fault.deadly:
             case.inquiry.note(fault.cause.name, outputs, fault.cause.told)
-    if case.failed or failed or case.options.explain:
+    if case.failed or failed:
         return causes(case, seen)
-    return (), None
+    walk = walk_of(case) if case.options.explain else None
+    # An answer that is right has no first value at fault, however a value inside it was folded.
+    return (), None if walk is None else msgspec.structs.replace(walk, first=None, suspects=())
 
 
 def _hold_same(case: Case) -> None:
