@@ -425,6 +425,22 @@ def test_the_server_of_another_model_is_named(bundle, tmp_path):
     assert "weights" in [cause.name for cause in right_server.causes]
 
 
+def test_a_server_that_tells_other_labels_is_named(bundle, tmp_path):
+    """The numbers are right; what clients are told they mean is not."""
+    assert verify(bundle).passed
+    package(bundle, tmp_path / "repository", PackageOptions(instances=1, threads=1))
+    described = tmp_path / "repository" / "tiny" / "config.pbtxt"
+    text = described.read_text()
+    swapped = text.replace("cat", "@").replace("dog", "cat").replace("@", "dog")
+    assert swapped != text
+    described.write_text(swapped)
+    with serve(tmp_path / "repository") as serving:
+        report = verify(bundle, VerifyOptions(candidate=f"triton@{serving.report.grpc}"))
+    assert failed(report) == {("labels", 1)}
+    assert report.causes[0].name == "postprocessing"
+    assert "the server tells the labels dog, cat, eel, fox" in report.causes[0].told
+
+
 def test_where_it_passes_the_graph_is_walked_on_demand(bundle):
     report = verify(bundle, VerifyOptions(explain=True))
     assert report.passed

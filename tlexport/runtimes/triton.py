@@ -375,4 +375,13 @@ def _facts(
         "threads": int(parameters.get("intra_op_thread_count") or 0),
         "max_batch": int(config.get("max_batch_size", 0)),
         "artifact_sha256": known.get(version),
+        "labels": _labels(parameters.get(SPEC_PARAMETER)),
     }
+
+
+def _labels(text: str | None) -> list[str]:
+    """The labels that the server's configuration tells clients; none where it tells none."""
+    try:
+        return list(msgspec.json.decode(text or "", type=ModelSpec).labels)
+    except msgspec.DecodeError:  # another version's, or nobody's
+        return []

@@ -97,6 +97,12 @@ def _of_checks(case: Case) -> Iterator[Cause]:
             told="the bundle's golden outputs are not what its network answers",
             fix="train or import again",
         )
+    if "labels" in failed and case.options.candidate.startswith("triton@"):
+        yield Cause(
+            name="postprocessing",
+            told=told["labels"],
+            fix="package this bundle: labels and configuration are written from it",
+        )
     if "original" in failed:
         yield Cause(name="original", told=told["original"], fix="put the original into eval mode")
     if "repeated" in failed and "no usable answer" not in told["repeated"]:

@@ -32,6 +32,7 @@ from tlexport.stages._truth import Truth
 
 logger = logging.getLogger(__name__)
 
+LISTED = 8
 FEW = 5
 """Labels of which the overlap is told."""
 
@@ -70,11 +71,10 @@ def verify(
     options, runtime = options or VerifyOptions(), runtime or RuntimeOptions()
     home = bundle if isinstance(bundle, Bundle) else Bundle(bundle)
     artifact, golden = home.artifact(runtime.artifact), home.golden()
-    name = options.reference or reference_of(home)
-    options = msgspec.structs.replace(options, reference=name)
+    options = msgspec.structs.replace(options, reference=options.reference or reference_of(home))
     logger.debug("weights are whole: %s", home.weights)
     # Stored answers answer nothing else, and need no torch.
-    stored = any(who.startswith("golden@") for who in (name, options.candidate))
+    stored = any(who.startswith("golden@") for who in (str(options.reference), options.candidate))
     task = None if stored else plugins.load("tasks", home.spec.task)
     probes = [] if task is None else _probes(home, task, golden, options.max_batch)
     seen = faults(home, artifact)  # what the file shows by itself, before anything runs
@@ -99,6 +99,7 @@ def verify(
             served = str(candidate.facts().get("artifact_sha256") or "")
             case = dataclasses.replace(case, served_sha256=served)
             inquiry.run(candidate)
+            _hold_labels(inquiry, candidate.facts().get("labels"), home.spec.labels)
             if options.data is not None:
                 accuracy = _accuracy(home, options, (candidate, truth.reference), progress)
         lost = accuracy is not None and not accuracy.passed
@@ -137,6 +138,17 @@ def _explained(
     walk = walk_of(case) if case.options.explain else None
     # An answer that is right has no first value at fault, however a value inside it was folded.
     return (), None if walk is None else msgspec.structs.replace(walk, first=None, suspects=())
+
+
+def _hold_labels(inquiry: Inquiry, told: Sequence[str] | None, labels: Sequence[str]) -> None:
+    """Note where a server tells its clients other labels than the bundle's."""
+    if told and list(told) != list(labels):
+        inquiry.note(
+            "labels",
+            inquiry.truth.spec.outputs[0].name,
+            f"the server tells the labels {', '.join(told[:LISTED])}; the bundle's are "
+            f"{', '.join(labels[:LISTED])}",
+        )
 
 
 def _hold_same(case: Case) -> None:
