@@ -80,6 +80,17 @@ def test_a_coarse_precision_has_a_limit_of_its_own():
     assert not bar.judge(-truth.astype(np.float32)).passed
 
 
+def test_a_lucky_draw_of_a_coarse_precision_leaves_room_for_one_step():
+    truth = np.random.default_rng(0).standard_normal((8, 50))
+    single = truth.astype(np.float32)
+    found = Asked(truth=truth, original=single, rounded=single)
+    off = single * np.float32(1.02)
+    assert not noise_floor(found, usual(found), factor=8).judge(off).passed
+    assert noise_floor(found, usual(found), factor=8, unit=1 / 127).judge(off).passed
+    wrong = single * np.float32(1.2)
+    assert not noise_floor(found, usual(found), factor=8, unit=1 / 127).judge(wrong).passed
+
+
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_what_is_no_number_fails(value):
     found = asked(1.0)

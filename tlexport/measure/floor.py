@@ -17,6 +17,11 @@ smaller): at 1, zeros would be as near. It does not hold where the precision its
 in the hands of the original."""
 
 
+UNITS = {"int8": 1 / 127, "bf16": 2.0**-8, "fp16": 2.0**-11}
+"""One step of a precision at the largest value it holds: a row's floor is no finer at its norm.
+Rows that are alike share one draw of the precision's rounding, which may happen to be none."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Judged:
     """A candidate's answer to a question, in one output.
@@ -177,19 +182,20 @@ def usual(asked: Asked) -> Usual:
 
 
 def noise_floor(
-    asked: Asked, usual: Usual | None, *, factor: float, most: float = np.inf
+    asked: Asked, usual: Usual | None, *, factor: float, most: float = np.inf, unit: float = 0.0
 ) -> NoiseFloor:
     """The floor of a question's rows.
 
     A row's floor is the largest of: what rounding takes the original off there (as it is, and in
     the candidate's precision); half of what it usually does, in proportion where the row is
-    larger; and a unit of the output's dtype at the row's norm.
+    larger; and a unit of the output's dtype, or of the precision, at the row's norm.
 
     Args:
         asked: the original's answers.
         usual: rounding of the golden samples, None where it does not matter.
         factor: how many floors a row may be off.
         most: how much of its norm it may be off at most, unless rounding costs half of that.
+        unit: one step of the candidate's precision, as a share of the largest value.
     """
     truth, original = asked.truth, asked.original
     if usual is not None and 2 * usual.norm > most * usual.size:
@@ -199,7 +205,7 @@ def noise_floor(
         return NoiseFloor(
             truth=original, like=original, norms=empty, peaks=empty, factor=factor, most=most
         )
-    sizes, unit = asked.sizes(), float(np.finfo(original.dtype).eps)
+    sizes, unit = asked.sizes(), max(unit, float(np.finfo(original.dtype).eps))
     norms = [asked.norms(), unit * sizes]
     peaks = [asked.peaks(), unit * np.abs(_flat(truth)).max(axis=1, initial=0.0)]
     if usual is not None:

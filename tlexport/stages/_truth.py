@@ -11,6 +11,7 @@ from tlexport.bundle import Bundle
 from tlexport.errors import SpecError, TlexportError
 from tlexport.measure.floor import (
     COARSEST,
+    UNITS,
     Asked,
     NoiseFloor,
     Tolerance,
@@ -166,7 +167,8 @@ class Truth:
 
     def _limits(self) -> dict[str, float]:
         most = COARSEST.get(self.precision, np.inf)
-        return {"factor": self._options.factor, "most": most}
+        unit = UNITS.get(self.precision, 0.0)
+        return {"factor": self._options.factor, "most": most, "unit": unit}
 
     def _tolerance(self, want: np.ndarray) -> Tolerance:
         if self.criterion == "atol and rtol":
