@@ -140,23 +140,28 @@ def make(
 
 def put_artifact(root: Path, onnx_file: Path) -> None:
     """Make `onnx_file` the artifact onnx-fp32 of the bundle, made (it says) from its weights."""
-    bundle = Bundle(root)
     folder = root / "new"
     folder.mkdir()
     shutil.copy(onnx_file, folder / "model.onnx")
+    put_folder(root, folder, ("model.onnx",))
+    shutil.rmtree(folder)
+
+
+def put_folder(root: Path, folder: Path, files: tuple[str, ...]) -> None:
+    """The same of the files below `folder`, the one to open first."""
+    bundle = Bundle(root)
     artifact = Artifact(
         target="onnx",
         precision="fp32",
-        file="model.onnx",
-        files=("model.onnx",),
-        sha256=digest_of(folder, ("model.onnx",)),
+        file=files[0],
+        files=files,
+        sha256=digest_of(folder, files),
         source_sha256=bundle.manifest.weights_sha256,
         triton_backend="onnxruntime",
         options={},
         versions=versions(),
     )
     bundle.add_artifact(artifact, folder)
-    shutil.rmtree(folder)
 
 
 def edit(source: Path, target: Path, change) -> Path:

@@ -39,7 +39,7 @@ PRODUCTS = {
 output channels (None: no weight but a second activation)."""
 
 
-class Float64(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class Float64(TorchDispatchMode):
     """Every operator takes and gives float64, whatever the network's code asks for."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -55,16 +55,14 @@ class Float64(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return pytree.tree_map(lambda x: _wider(x) if isinstance(x, torch.Tensor) else x, answer)
 
 
-class Rounded(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class Rounded(TorchDispatchMode):
     """Every operator's answer is rounded to so many significant bits; exponents are unbounded.
 
     What an export of that precision should lose, and nothing of what it may lose besides
     (overflow, underflow): that is a fault of the export.
     """
 
-    def __init__(self, bits: int) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self._bits = bits
+    bits = 24
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Compute in float32, then round the answer; what was written in place, in place."""
@@ -72,14 +70,14 @@ class Rounded(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if func._schema.is_mutable:
             for tensor in pytree.tree_leaves(answer):
                 if isinstance(tensor, torch.Tensor) and tensor.dtype == torch.float32:
-                    tensor.copy_(rounded(tensor, self._bits))
+                    tensor.copy_(rounded(tensor, self.bits))
             return answer
         if any(returned.alias_info is not None for returned in func._schema.returns):
             return answer  # a view: rounded already, and to be written through
-        return pytree.tree_map(lambda x: rounded(x, self._bits), answer)
+        return pytree.tree_map(lambda x: rounded(x, self.bits), answer)
 
 
-class Quantised(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class Quantised(TorchDispatchMode):
     """Products take activations of 8 bits per tensor and weights of 8 bits per output channel.
 
     Ranges are each tensor's own smallest and largest value. Source: Jacob et al., "Quantization
@@ -148,7 +146,9 @@ def arithmetic(name: str | None) -> Iterator[None]:
         yield
         return
     modes: dict[str, Any] = {"float64": Float64, "int8": Quantised}
-    mode = modes[name]() if name in modes else Rounded(SIGNIFICANT[name])
+    mode = modes.get(name, Rounded)()
+    if name in SIGNIFICANT:
+        mode.bits = SIGNIFICANT[name]
     parts = torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH)
     with parts, mode:
         yield

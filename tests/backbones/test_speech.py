@@ -17,6 +17,7 @@ import transformers
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
+from tiny_audio import SMALL
 from torch.nn import functional
 from torch.nn.utils import parametrize
 
@@ -27,12 +28,6 @@ from tlexport.errors import DataError, OptionError
 from tlexport.preprocess import audio
 from tlexport.tasks import _pooling
 
-SMALL = {
-    "hidden_size": 32,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "intermediate_size": 64,
-}
 CONVOLUTIONS = {
     "conv_dim": (16,) * 7,
     "num_conv_pos_embeddings": 16,

@@ -10,9 +10,8 @@ import torch
 from onnx.external_data_helper import convert_model_to_external_data
 
 from tlexport import networks
-from tlexport.bundle import Artifact, Bundle, digest_of
+from tlexport.bundle import Bundle
 from tlexport.diagnosis import _walk
-from tlexport.environment import versions
 from tlexport.options import TrainOptions
 from tlexport.reports import ParityReport
 from tlexport.stages.train import train
@@ -68,46 +67,28 @@ def test_a_broken_export_is_caught_and_its_cause_named(bundle, healthy, tmp_path
     assert Bundle(bundle).report("parity-onnx-fp32", ParityReport) == report
 
 
-def put(bundle, folder, files):
-    """Make the files below `folder` the artifact onnx-fp32."""
-    home = Bundle(bundle)
-    artifact = Artifact(
-        target="onnx",
-        precision="fp32",
-        file=files[0],
-        files=files,
-        sha256=digest_of(folder, files),
-        source_sha256=home.manifest.weights_sha256,
-        triton_backend="onnxruntime",
-        options={},
-        versions=versions(),
-    )
-    home.add_artifact(artifact, folder)
-
-
 def truncated(folder):
     data = folder / "model.onnx.data"
     data.write_bytes(data.read_bytes()[:-64])
     return "cut short"
 
 
-def outside(folder):
+def located(folder, place):
     model = onnx.load(folder / "model.onnx", load_external_data=False)
     for tensor in model.graph.initializer:
         for entry in tensor.external_data:
             if entry.key == "location":
-                entry.value = "../model.onnx.data"
+                entry.value = place
     onnx.save(model, folder / "model.onnx")
+
+
+def outside(folder):
+    located(folder, "../model.onnx.data")
     return "outside the folder"
 
 
 def renamed(folder):
-    model = onnx.load(folder / "model.onnx", load_external_data=False)
-    for tensor in model.graph.initializer:
-        for entry in tensor.external_data:
-            if entry.key == "location":
-                entry.value = "resnet.onnx.data"
-    onnx.save(model, folder / "model.onnx")
+    located(folder, "resnet.onnx.data")
     return "'resnet.onnx.data' is missing"
 
 
@@ -119,7 +100,7 @@ def test_external_data_that_is_not_whole(bundle, healthy, tmp_path, fault):
     convert_model_to_external_data(model, location="model.onnx.data", size_threshold=64)
     onnx.save(model, folder / "model.onnx")
     told = fault(folder)
-    put(bundle, folder, ("model.onnx", "model.onnx.data"))
+    small_bundles.put_folder(bundle, folder, ("model.onnx", "model.onnx.data"))
     report = verify(bundle)
     assert not report.passed
     assert report.causes[0].name == "external-data"
@@ -206,7 +187,7 @@ def test_texts_are_read_as_the_original_reads_them(texts, tmp_path, change, caus
         dynamic_shapes=(axes, axes) if change is unmasked else ((axes, axes),),
     )
     program.save(folder / "model.onnx", external_data=False)
-    put(texts, folder, ("model.onnx",))
+    small_bundles.put_folder(texts, folder, ("model.onnx",))
     report = verify(texts)
     assert not report.passed
     assert causes & {cause.name for cause in report.causes[:2]}, report.causes

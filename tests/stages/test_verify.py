@@ -436,7 +436,7 @@ def test_a_server_that_tells_other_labels_is_named(bundle, tmp_path):
     described.write_text(swapped)
     with serve(tmp_path / "repository") as serving:
         report = verify(bundle, VerifyOptions(candidate=f"triton@{serving.report.grpc}"))
-    assert failed(report) == {("labels", 1)}
+    assert failed(report) == {("served labels", 1)}
     assert report.causes[0].name == "postprocessing"
     assert "the server tells the labels dog, cat, eel, fox" in report.causes[0].told
 

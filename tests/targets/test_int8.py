@@ -8,6 +8,7 @@ import logging
 import lossy_networks as lossy
 import numpy as np
 import onnx
+import onnxruntime as ort
 import pytest
 import small_bundles
 from onnx import TensorProto, helper, numpy_helper
@@ -272,3 +273,53 @@ def test_what_the_quantisers_raise_is_told_in_three_parts(conv, monkeypatch):
     monkeypatch.setattr(_int8, "QDQQuantizer", refuse)
     with pytest.raises(ExportError, match="KeyError: 'a node that nobody knows'"):
         conv(calibration="minmax").make("static")
+
+
+def channels_of_many_sizes() -> onnx.ModelProto:
+    """Three convolutions; the second's channels differ a thousandfold in size, the third evens out.
+
+    One scale for all its channels leaves most of them nothing.
+    """
+    rng = np.random.default_rng(0)
+    sizes = np.logspace(-3, 0, 8).astype("f4")[:, None, None, None]
+    arrays = {
+        "w1": rng.normal(0, 0.5, (8, 3, 1, 1)),
+        "w2": rng.normal(0, 0.5, (8, 1, 3, 3)) * sizes,
+        "w3": rng.normal(0, 0.5, (4, 8, 1, 1)) / sizes[:, :, 0, 0][None, :, :, None],
+    }
+    weights = [numpy_helper.from_array(a.astype("f4"), name) for name, a in arrays.items()]
+    nodes = [
+        helper.make_node("Conv", ["x", "w1"], ["h1"], name="first"),
+        helper.make_node("Relu", ["h1"], ["a1"], name="relu1"),
+        helper.make_node("Conv", ["a1", "w2"], ["h2"], name="second", group=8, pads=[1] * 4),
+        helper.make_node("Conv", ["h2", "w3"], ["y"], name="third"),
+    ]
+    image = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 3, 8, 8])
+    answer = helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", 4, 8, 8])
+    graph = helper.make_graph(nodes, "g", [image], [answer], weights)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9)
+
+
+def test_onnx_runtime_too_leaves_in_fp32_what_is_left_in_fp32(wish, tmp_path):
+    """Its own optimiser makes int8 of a convolution between two int8 ones, by a single scale."""
+    x = np.random.default_rng(1).normal(size=(12, 3, 8, 8)).astype("f4")
+    way = Int8(wish(channels_of_many_sizes(), x, calibration="minmax"))
+    kept = way.make("static", ["second"])
+    settings = ort.SessionOptions()
+    settings.optimized_model_filepath = str(tmp_path / "optimised.onnx")
+    settings.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+    ort.InferenceSession(
+        kept.model.SerializeToString(), settings, providers=["CPUExecutionProvider"]
+    )
+    loaded = onnx.load(tmp_path / "optimised.onnx")
+    held = {t.name: numpy_helper.to_array(t) for t in loaded.graph.initializer}
+    assert any(a.dtype == np.float32 and a.size == 72 for a in held.values())
+    assert not any(a.dtype == np.int8 and a.size == 72 for a in held.values())
+    plain = ort.SessionOptions()
+    plain.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    sessions = [
+        ort.InferenceSession(kept.model.SerializeToString(), s, providers=["CPUExecutionProvider"])
+        for s in (plain, ort.SessionOptions())
+    ]
+    unoptimised, served = (session.run(None, {"x": x[:1]})[0] for session in sessions)
+    assert np.linalg.norm(served - unoptimised) < 0.02 * np.linalg.norm(unoptimised)

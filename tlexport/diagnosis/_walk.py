@@ -13,6 +13,7 @@ import torch
 from onnx import numpy_helper
 
 from tlexport.bundle import Artifact, Bundle
+from tlexport.diagnosis._nodes import module_of, named
 from tlexport.diagnosis._values import of_file, of_program, overflows
 from tlexport.diagnosis._weights import LEAST
 from tlexport.errors import ExportError
@@ -28,7 +29,6 @@ WIDEST = 100.0
 LISTED = 6
 SHAPES = {"Shape", "Constant", "Concat", "Gather", "Unsqueeze", "Squeeze", "Cast", "Slice", "Range"}
 """Operators that work on sizes: no suspects."""
-SCOPES = "pkg.torch.onnx.name_scopes"
 
 
 @dataclass
@@ -134,7 +134,7 @@ def _suspects(
             seen.add(name)
             unknown = near and name not in compared
             if unknown and maker.op_type not in SHAPES:
-                found.append(f"{maker.op_type} {maker.name or name}")
+                found.append(named(maker))
             todo.append((maker, unknown))
     return tuple(reversed(found[:LISTED])), not learned
 
@@ -172,12 +172,11 @@ class _Seen:
 
 def _step(node: onnx.NodeProto, name: str, seen: _Seen, reference: _Reference) -> GraphStep:
     like, error, own = _best(name, seen.array, reference)
-    scopes = next((e.value for e in node.metadata_props if e.key == SCOPES), "")
     return GraphStep(
         node=node.name or name,
         operator=node.op_type,
         value=name,
-        module=reference.modules.get(like, "") or _scope(scopes),
+        module=reference.modules.get(like, "") or module_of(node),
         error=error if np.isfinite(error) else None,
         own=own,
         ratio=error / own if np.isfinite(error) else None,
@@ -235,9 +234,3 @@ def _range(
             sound = array[np.isfinite(array)]
             return (float(sound.min()), float(sound.max())) if sound.size else (None, None)
     return None, None
-
-
-def _scope(text: str) -> str:
-    """The module's path in what the exporter writes: ['', 'layer1', 'layer1.0', 'relu_1']."""
-    names = [part.strip(" '\"") for part in text.strip("[]").split(",")]
-    return names[-2] if len(names) > 1 else ""

@@ -12,7 +12,9 @@ from onnx import numpy_helper
 
 from tlexport.bundle import Artifact, Bundle
 from tlexport.diagnosis import Fault
+from tlexport.diagnosis._nodes import module_of, named
 from tlexport.diagnosis._weights import differing
+from tlexport.errors import ExportError
 from tlexport.reports import Cause, Walk
 from tlexport.spec import Tensors, TensorSpec, rows
 
@@ -25,7 +27,6 @@ RANDOM = {
     "Multinomial",
 }
 LISTED = 3
-SCOPES = "pkg.torch.onnx.name_scopes"
 
 
 def faults(bundle: Bundle, artifact: Artifact) -> list[Fault]:
@@ -67,9 +68,13 @@ def _external(model: onnx.ModelProto, file: Path) -> Iterator[Fault]:
         if tensor.data_location != onnx.TensorProto.EXTERNAL:
             continue
         entry = {item.key: item.value for item in tensor.external_data}
-        size = int(entry.get("length", 0)) or _bytes(tensor)
-        end = int(entry.get("offset", 0)) + size
-        needed[entry["location"]] = max(needed.get(entry["location"], 0), end)
+        try:
+            size = int(entry.get("length", 0)) or _bytes(tensor)
+            location, end = entry["location"], int(entry.get("offset", 0)) + size
+        except (KeyError, ValueError) as error:
+            yield _fault("external-data", f"where {tensor.name!r} lies is told wrongly: {error}")
+            continue
+        needed[location] = max(needed.get(location, 0), end)
     for location, size in needed.items():
         data = file.parent / location
         if not data.resolve().is_relative_to(file.parent.resolve()):
@@ -109,6 +114,8 @@ def _axes(bundle: Bundle, model: onnx.ModelProto) -> Iterator[Fault]:
 
 def _written(value: onnx.ValueInfoProto) -> str:
     tensor = value.type.tensor_type
+    if not tensor.elem_type:
+        return f"{value.name}, which is no tensor or of no type"
     dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type).name
     return f"{value.name} {dtype} of rank {len(tensor.shape.dim)}"
 
@@ -131,12 +138,12 @@ def _training(model: onnx.ModelProto) -> Iterator[Fault]:
     norms, drops, random = [], [], []
     for node in model.graph.node:
         if node.op_type == "BatchNormalization" and _attribute(node, "training_mode"):
-            norms.append(_named(node))
+            norms.append(named(node))
         mode = node.input[2] if node.op_type == "Dropout" and len(node.input) > 2 else ""
         if mode and bool(constants.get(mode, np.array(True))):
-            drops.append(_named(node))
+            drops.append(named(node))
         if node.op_type in RANDOM:
-            random.append(_named(node))
+            random.append(named(node))
     evaluate = "call .eval() on the network before it is exported"
     if norms:
         yield _fault(
@@ -157,11 +164,15 @@ def _labels(bundle: Bundle, model: onnx.ModelProto) -> Iterator[Fault]:
     for entry in model.metadata_props:
         if entry.key != "tlexport.labels":
             continue
-        written = tuple(msgspec.json.decode(entry.value))
+        try:
+            written = tuple(msgspec.json.decode(entry.value, type=list[str]))
+        except msgspec.DecodeError as error:
+            yield _fault("labels", f"the labels in the file cannot be read: {error}", deadly=True)
+            continue
         if written != bundle.spec.labels:
             yield _fault(
                 "labels",
-                f"the file was written for the labels {', '.join(map(str, written[:8]))}; the "
+                f"the file was written for the labels {', '.join(written[:8])}; the "
                 f"bundle's are {', '.join(bundle.spec.labels[:8])}",
                 deadly=True,
             )
@@ -198,8 +209,12 @@ def _overflow(bundle: Bundle, file: Path, model: onnx.ModelProto) -> Iterator[Fa
     from tlexport.diagnosis._values import of_file, overflows  # torch is imported there
 
     question = rows(bundle.golden().inputs, slice(0, 1))
-    values = of_file(file, model, question)
-    told = [_named(n) + _at(n, values) for n in model.graph.node if overflows(n, values)]
+    try:
+        values = of_file(file, model, question)
+    except ExportError as error:
+        yield _fault("overflow-unknown", f"whether half precision overflows: {error.got}")
+        return
+    told = [named(n) + _at(n, values) for n in model.graph.node if overflows(n, values)]
     if told:
         yield _fault(
             "overflow",
@@ -216,19 +231,12 @@ def _makes_half(node: onnx.NodeProto) -> bool:
 
 def _at(node: onnx.NodeProto, values: dict[str, np.ndarray]) -> str:
     """The module a node came from, and the largest value it was given."""
-    scope = next((e.value for e in node.metadata_props if e.key == SCOPES), "")
     given = [np.abs(values[name]) for name in node.input if name in values]
     sizes = [
         array[np.isfinite(array)].max() for array in given if array.dtype.kind == "f" and array.size
     ]
     largest = f" from values up to {max(sizes):.3g}" if sizes else ""
-    return (f" of {scope_of(scope)}" if scope_of(scope) else "") + largest
-
-
-def scope_of(text: str) -> str:
-    """The module's path in what the exporter writes: ['', 'layer1', 'layer1.0', 'relu_1']."""
-    names = [part.strip(" '\"") for part in text.strip("[]").split(",")]
-    return names[-2] if len(names) > 1 else ""
+    return (f" of {module_of(node)}" if module_of(node) else "") + largest
 
 
 def _constants(model: onnx.ModelProto) -> dict[str, np.ndarray]:
@@ -241,10 +249,6 @@ def _constants(model: onnx.ModelProto) -> dict[str, np.ndarray]:
 
 def _attribute(node: onnx.NodeProto, name: str) -> int:
     return next((a.i for a in node.attribute if a.name == name), 0)
-
-
-def _named(node: onnx.NodeProto) -> str:
-    return f"{node.op_type} {node.name or node.output[0]}"
 
 
 def _few(names: Sequence[str]) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 import msgspec
 import onnx
 import torch
-from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+from google.protobuf.message import DecodeError
 from onnx.external_data_helper import ExternalDataInfo, uses_external_data
 
 from tlexport.bundle import Bundle

@@ -16,7 +16,6 @@ COARSEST = {"int8": 1.0, "bf16": 0.5, "fp16": 0.5}
 smaller): at 1, zeros would be as near. It does not hold where the precision itself costs as much,
 in the hands of the original."""
 
-
 UNITS = {"int8": 1 / 127, "bf16": 2.0**-8, "fp16": 2.0**-11}
 """One step of a precision at the largest value it holds: a row's floor is no finer at its norm.
 Rows that are alike share one draw of the precision's rounding, which may happen to be none."""
@@ -225,11 +224,7 @@ def noise_floor(
 
 @dataclass(frozen=True, kw_only=True)
 class Tolerance:
-    """|got - want| <= atol + rtol x |want|, element by element, as numpy.allclose has it.
-
-    With `share`, atol is that share of the largest |value| of `scale`: for where nothing tells
-    what rounding costs.
-    """
+    """|got - want| <= atol + rtol x |want|, element by element, as numpy.allclose has it."""
 
     want: np.ndarray
     atol: float
@@ -274,7 +269,10 @@ class Tolerance:
 
 
 def share_of_scale(want: np.ndarray, share: float) -> Tolerance:
-    """Room of that share of the largest |value| of `want`, for every element."""
+    """Room of that share of the largest |value| of `want`, for every element.
+
+    It is for where nothing tells what rounding costs.
+    """
     return Tolerance(want=want, atol=share * scale_of(want), rtol=0.0)
 
 

@@ -18,7 +18,7 @@ from tlexport.options import RuntimeOptions, VerifyOptions
 from tlexport.reports import Cause, GraphStep, ShapeParity, Walk
 from tlexport.runtimes import connect
 from tlexport.spec import Tensors, rows
-from tlexport.stages._inquiry import Inquiry
+from tlexport.stages._inquiry import SERVED_LABELS, Inquiry
 
 logger = logging.getLogger(__name__)
 
@@ -97,10 +97,10 @@ def _of_checks(case: Case) -> Iterator[Cause]:
             told="the bundle's golden outputs are not what its network answers",
             fix="train or import again",
         )
-    if "labels" in failed and case.options.candidate.startswith("triton@"):
+    if SERVED_LABELS in failed:
         yield Cause(
             name="postprocessing",
-            told=told["labels"],
+            told=told[SERVED_LABELS],
             fix="package this bundle: labels and configuration are written from it",
         )
     if "original" in failed:
@@ -146,9 +146,8 @@ def _of_inputs(case: Case) -> Iterator[Cause]:
     inquiry, spec = case.inquiry, case.home.spec
     if inquiry.alone is None or case.options.reference != "eager@cpu":
         return
-    few = (
-        np.arange(min(4, inquiry.samples)) if all(t.batched for t in spec.inputs) else np.arange(1)
-    )
+    batched = all(tensor.batched for tensor in spec.inputs)
+    few = np.arange(min(FEW, inquiry.samples) if batched else 1)
     asked = rows(inquiry.golden.inputs, few)
     got = rows(inquiry.alone, few)
     if _alike(rows(inquiry.truth.answers, few), got):
@@ -182,18 +181,24 @@ def _of_server(case: Case) -> Iterator[Cause]:
         local.close()
     if not _alike(here, rows(inquiry.truth.answers, first)):
         yield Cause(name="model", told="the file answers so in this process, too", fix=AGAIN)
-    elif case.served_sha256 in ("", case.artifact.sha256):
+    elif case.served_sha256 == case.artifact.sha256:
         yield Cause(
             name="transport",
             told="the server says it has this very file, which answers right in this process: "
             "tensors change on the way, or its ONNX Runtime is at fault",
             fix="compare the server's ONNX Runtime with this one; ask by triton@http://HOST:PORT",
         )
+    elif not case.served_sha256:
+        yield Cause(
+            name="served-model",
+            told="the file answers right in this process; the server does not say which it has",
+            fix="package this bundle, and let the server load that version",
+        )
     else:
         yield Cause(
             name="served-model",
-            told=f"the server has the file {case.served_sha256[:12]}, not "
-            f"{case.artifact.sha256[:12]}, which answers right in this process",
+            told=f"the server has another file, {case.served_sha256[:12]}; the bundle's, "
+            f"{case.artifact.sha256[:12]}, answers right in this process",
             fix="package this bundle and let the server load that version",
         )
     if _prepared_otherwise(case):

@@ -21,6 +21,9 @@ from tlexport.stages._truth import Bar, Bars, Truth, asked, one_by_one
 SIZES = (1, 2, 7)
 """Batch sizes asked besides the largest: one, the smallest real batch, an odd one."""
 
+SERVED_LABELS = "served labels"
+"""The check of what a server tells its clients."""
+
 TOLD = {
     "golden": "the stored golden outputs are not what the reference answers (stale)",
     "answers": "not the reference's answer",

@@ -26,7 +26,7 @@ from tlexport.runtimes import Runtime, connect, reference_of
 from tlexport.spec import Probe
 from tlexport.stages._causes import Case, causes, faults, walk_of
 from tlexport.stages._extremes import extremes
-from tlexport.stages._inquiry import Inquiry
+from tlexport.stages._inquiry import SERVED_LABELS, Inquiry
 from tlexport.stages._page import page
 from tlexport.stages._truth import Truth
 
@@ -128,13 +128,17 @@ def _probes(home: Bundle, task: ModuleType, golden: Golden, most: int) -> list[P
 def _explained(
     case: Case, seen: Sequence[Fault], *, failed: bool
 ) -> tuple[tuple[Cause, ...], Walk | None]:
-    """What the file itself shows, as checks where it is wrong whatever it answers; then causes."""
+    """What the file itself shows, as checks where it is wrong whatever it answers; then causes.
+
+    What a file shows that answers right all the same is for the notes.
+    """
     outputs = ", ".join(output.name for output in case.home.spec.outputs)
     for fault in seen:
         if fault.deadly:
             case.inquiry.note(fault.cause.name, outputs, fault.cause.told)
     if case.failed or failed:
         return causes(case, seen)
+    case.inquiry.truth.notes.extend(f"{each.cause.name}: {each.cause.told}" for each in seen)
     walk = walk_of(case) if case.options.explain else None
     # An answer that is right has no first value at fault, however a value inside it was folded.
     return (), None if walk is None else msgspec.structs.replace(walk, first=None, suspects=())
@@ -144,7 +148,7 @@ def _hold_labels(inquiry: Inquiry, told: Sequence[str] | None, labels: Sequence[
     """Note where a server tells its clients other labels than the bundle's."""
     if told and list(told) != list(labels):
         inquiry.note(
-            "labels",
+            SERVED_LABELS,
             inquiry.truth.spec.outputs[0].name,
             f"the server tells the labels {', '.join(told[:LISTED])}; the bundle's are "
             f"{', '.join(labels[:LISTED])}",

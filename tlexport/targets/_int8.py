@@ -136,15 +136,29 @@ class Int8:
         elif form == "dynamic":
             model = self._dynamic(names)
         else:
-            following = [n.name for n in self._model.graph.node if n.op_type in FOLLOWING]
-            following = [name for name in following if name not in self._layout.front]
-            model = self._static(form, [*names, *(following if form == "static" else ())])
+            following = self._following(names) if form == "static" else []
+            model = self._static(form, [*names, *following])
         used = {node.domain or "" for node in model.graph.node}
         imports = [e for e in model.opset_import if e.domain in used | {"", "ai.onnx"}]
         del model.opset_import[:], model.graph.value_info[:], model.metadata_props[:]
         model.opset_import.extend(imports)
         model.ir_version = self._ir_version
         return sort(model)
+
+    def _following(self, names: Sequence[str]) -> list[str]:
+        """What follows the nodes `names`, as far as int8 goes.
+
+        The quantiser takes a Clip or Relu out, since 8 bits cut off at its limits; after a node
+        that stays in fp32 nothing would.
+        """
+        inside = set(names)
+        made = {name: node.name for node in self._model.graph.node for name in node.output}
+        found = []
+        for node in self._model.graph.node:
+            if node.op_type in FOLLOWING and made.get(node.input[0]) in inside:
+                inside.add(node.name)
+                found.append(node.name)
+        return found
 
     def _static(self, form: str, names: Sequence[str]) -> onnx.ModelProto:
         _, ranges = self._calibration(form)
@@ -169,6 +183,7 @@ class Int8:
             )
             quantizer.quantize_model()
         model: onnx.ModelProto = quantizer.model.model
+        _keep(model, set(names))
         return model
 
     def _dynamic(self, names: Sequence[str]) -> onnx.ModelProto:
@@ -220,6 +235,28 @@ class Int8:
 
     def _answers(self, session: Session) -> list[Tensors]:
         return [session(sample) for sample in self._golden]
+
+
+def _keep(model: onnx.ModelProto, quantised: Collection[str]) -> None:
+    """Have ONNX Runtime leave all nodes but those in fp32.
+
+    Its WeightBiasQuantization (on by default since 1.20) makes int8, one scale for all channels, of
+    the weights of whatever stands between a DequantizeLinear and a QuantizeLinear. A Sum of one
+    summand before the node hands its input on and is no DequantizeLinear.
+    """
+    dequantised = {n.output[0] for n in model.graph.node if n.op_type == "DequantizeLinear"}
+    nodes = []
+    for node in model.graph.node:
+        weighted = node.op_type in WEIGHTED and node.name not in quantised
+        if weighted and node.input[0] in dequantised:
+            handed = f"{node.input[0]}_to_{node.name}"
+            nodes.append(
+                onnx.helper.make_node("Sum", [node.input[0]], [handed], f"keep_{node.name}")
+            )
+            node.input[0] = handed
+        nodes.append(node)
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
 
 
 def _hold_fp32(model: onnx.ModelProto) -> None:
