@@ -26,6 +26,8 @@ from tlexport.stages.package import package
 from tlexport.serving import repository
 real = repository.write_tensors
 def slow(path, tensors):
+    if "tlexport.package." in str(path):  # the trial
+        return real(path, tensors)
     print("writing", flush=True)
     time.sleep(60)
 repository.write_tensors = slow

@@ -93,15 +93,6 @@ def install(repository: Path, new: NewVersion, allow_signature_change: bool = Fa
         ) from error
 
 
-def withdraw(repository: Path, name: str, number: int) -> None:
-    """Take a version out again, and the model with its last one."""
-    with _locked(repository):
-        model = repository / name
-        shutil.rmtree(model / str(number), ignore_errors=True)
-        if not versions(model):
-            shutil.rmtree(model, ignore_errors=True)
-
-
 def versions(model: Path) -> list[int]:
     """Version numbers of a model folder, ascending; what else lies there is left alone."""
     names = [path.name for path in model.iterdir() if path.is_dir()] if model.is_dir() else []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 
 from tlexport.bundle import Artifact, Bundle, encode
@@ -41,7 +42,7 @@ def package(
         OptionError: more threads than cores, an unknown release, or one that cannot read the file.
         BundleError: the artifact is missing, changed or stale.
         RepositoryError: the model in place has another signature, it cannot be written, or a
-            server would refuse what was written (the version is taken out again).
+            server would refuse it (then nothing is written).
     """
     options = options or PackageOptions()
     home = bundle if isinstance(bundle, Bundle) else Bundle(bundle)
@@ -63,12 +64,8 @@ def package(
     )
     progress("package", 1, 2)
     new = _new_version(home, artifact, report, settings)
+    _hold_rules(new, options.triton)
     number = repository.install(Path(place), new, options.allow_signature_change)
-    try:
-        _hold_rules(Path(place), settings.name, options.triton)
-    except RepositoryError:
-        repository.withdraw(Path(place), settings.name, number)
-        raise
     progress("package", 2, 2)
     found = PackageReport(
         repository=str(place),
@@ -192,21 +189,26 @@ def _hold_release(artifact: Artifact, triton: str | None) -> None:
     )
 
 
-def _hold_rules(place: Path, name: str, triton: str | None) -> None:
-    """Hold what was written against the server's load rules, as it lies on disk.
+def _hold_rules(new: repository.NewVersion, triton: str | None) -> None:
+    """Hold a version against the server's load rules in a repository of its own.
+
+    Not in the real one: a server that polls would take it up, and its configuration would stand
+    in place of that of the version in service.
 
     Raises:
         RepositoryError: a server would refuse it; the rule is named.
     """
-    wanted = release(triton) if triton else None
-    found = lint(place, only=name, triton=wanted, cores=cores())
-    for each in found:
-        if each.severity == "error":
-            raise RepositoryError(
-                f"{name!r} as a Triton server loads it: {each.expected}",
-                got=f"{each.got} ({each.rule}, {each.path.relative_to(place)})",
-                fix=each.fix,
-            )
+    wanted, name = release(triton) if triton else None, new.settings.name
+    with tempfile.TemporaryDirectory(prefix="tlexport.package.") as folder:
+        trial = Path(folder) / "trial"  # what is staged lies beside a repository
+        repository.install(trial, new)
+        for each in lint(trial, only=name, triton=wanted, cores=cores()):
+            if each.severity == "error":
+                raise RepositoryError(
+                    f"{name!r} as a Triton server loads it: {each.expected}",
+                    got=f"{each.got} ({each.rule}, {each.path.relative_to(trial)})",
+                    fix=each.fix,
+                )
 
 
 def _versions(artifact: Artifact) -> tuple[dict[str, int], int]:
