@@ -186,7 +186,7 @@ class Bundle:
             raise BundleError(
                 f"an artifact {name!r} in {str(self.root)!r}",
                 got=", ".join(known) or "no artifacts",
-                fix=f"run `tlexport export {self.root}` first",
+                fix=f"run `tlexport export {self.root}` first, with --precision for one below fp32",
             )
         folder = self.root / "artifacts" / name
         artifact = _read(folder / "artifact.json", Artifact, "an artifact")

@@ -33,7 +33,7 @@ def break_it(place, old='name: "x"', new='name: "xs"'):
 def test_a_clean_repository_passes(place, capsys):
     code, out, err = run(capsys, "lint", "models")
     assert (code, err) == (0, "")
-    assert "passed: 1 models against the Triton releases there are: 0 errors, 0 warnings" in out
+    assert "passed: 1 model against the Triton releases there are: 0 errors, 0 warnings" in out
     assert "next: tlexport serve models" in out
 
 

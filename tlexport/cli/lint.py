@@ -73,8 +73,8 @@ def draw(report: LintReport, console: Console) -> None:
     held = f"Triton {report.triton}" if report.triton else "the Triton releases there are"
     verdict = "[red]FAILED[/]" if report.errors else "[green]passed[/]"
     console.print(
-        f"{verdict}: {len(report.models)} models against {held}: "
-        f"{report.errors} errors, {report.warnings} warnings"
+        f"{verdict}: {_counted(len(report.models), 'model')} against {held}: "
+        f"{_counted(report.errors, 'error')}, {_counted(report.warnings, 'warning')}"
     )
     if not report.errors:
         console.print(f"next: tlexport serve {escape(report.repository)}")
@@ -102,3 +102,7 @@ def _list(rules: dict[str, tuple[str, str]], as_json: bool) -> None:
         return
     for name, (severity, says) in rules.items():
         click.echo(f"{name:22} {severity:8} {says}")
+
+
+def _counted(count: int, what: str) -> str:
+    return f"{count} {what}{'s' * (count != 1)}"

@@ -90,7 +90,8 @@ def proof(home: Bundle, artifact: Artifact) -> ParityReport:
         ParityError: there is none, it did not pass, or it is of another file or other weights.
     """
     expected = f"a passing parity report of {artifact.name} {artifact.sha256[:12]}"
-    fix = f"run `tlexport verify {home.root}`"
+    chosen = "" if artifact.precision == "fp32" else f" --artifact {artifact.name}"
+    fix = f"run `tlexport verify {home.root}{chosen}`"
     try:
         report = home.report(f"parity-{artifact.name}", ParityReport)
     except BundleError as error:
