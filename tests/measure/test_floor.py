@@ -131,3 +131,11 @@ def test_tolerances_as_numpy_has_them():
     share = share_of_scale(want, 1e-3)
     assert share.judge(want + np.float32(0.09)).passed
     assert not share.judge(want + np.float32(0.11)).passed
+
+
+def test_the_share_of_a_question_about_zero_is_that_of_the_usual_scale():
+    want = np.array([[1e-4, -1e-4]], dtype=np.float32)
+    bar = share_of_scale(want, 1e-3, least=100.0)
+    assert bar.judge(want + np.float32(0.09)).passed
+    assert not bar.judge(want + np.float32(0.11)).passed
+    assert not share_of_scale(want, 1e-3, least=1e-5).judge(want + np.float32(1e-6)).passed

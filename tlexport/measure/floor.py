@@ -268,12 +268,12 @@ class Tolerance:
         return Tolerance(want=first, atol=self.atol, rtol=self.rtol)
 
 
-def share_of_scale(want: np.ndarray, share: float) -> Tolerance:
-    """Room of that share of the largest |value| of `want`, for every element.
+def share_of_scale(want: np.ndarray, share: float, *, least: float = 0.0) -> Tolerance:
+    """Room of that share of the largest |value| of `want`, or of `least` where that is larger.
 
     It is for where nothing tells what rounding costs.
     """
-    return Tolerance(want=want, atol=share * scale_of(want), rtol=0.0)
+    return Tolerance(want=want, atol=share * max(scale_of(want), least), rtol=0.0)
 
 
 def _flat(array: np.ndarray) -> np.ndarray:

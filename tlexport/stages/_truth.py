@@ -9,6 +9,7 @@ import numpy as np
 
 from tlexport.bundle import Bundle
 from tlexport.errors import SpecError, TlexportError
+from tlexport.measure.compare import scale_of
 from tlexport.measure.floor import (
     COARSEST,
     UNITS,
@@ -100,7 +101,7 @@ class Truth:
                     "scale is allowed in place of its own rounding"
                 )
                 self._exact = self._rounded = None
-        self.bars = {name: self._tolerance(array) for name, array in answers.items()}
+        self.bars = {name: self._tolerance(name, array) for name, array in answers.items()}
         self.stored_bars = self.bars
 
     def probe(self, probe: Probe) -> tuple[dict[str, np.ndarray], Bars]:
@@ -109,7 +110,7 @@ class Truth:
         size = len(next(iter(inputs.values())))
         want = asked(self.reference, self.spec, inputs, size)
         if self._exact is None:
-            return want, {name: self._tolerance(array) for name, array in want.items()}
+            return want, {name: self._tolerance(name, array) for name, array in want.items()}
         exact = asked(self._exact, self.spec, inputs, size)
         rounded = asked(self._rounded, self.spec, inputs, size) if self._rounded else want
         bars: dict[str, Bar] = {}
@@ -170,11 +171,12 @@ class Truth:
         unit = UNITS.get(self.precision, 0.0)
         return {"factor": self._options.factor, "most": most, "unit": unit}
 
-    def _tolerance(self, want: np.ndarray) -> Tolerance:
+    def _tolerance(self, name: str, want: np.ndarray) -> Tolerance:
         if self.criterion == "atol and rtol":
             options = self._options
             return Tolerance(want=want, atol=options.atol or 0.0, rtol=options.rtol or 0.0)
-        return share_of_scale(want, self.tolerance)
+        # A question whose answers happen to lie about zero is rounded like any other.
+        return share_of_scale(want, self.tolerance, least=scale_of(self.answers[name]))
 
     def _open(self, name: str, home: Bundle, runtime: RuntimeOptions) -> Runtime:
         opened = connect(name, home, runtime)
