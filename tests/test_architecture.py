@@ -73,7 +73,7 @@ ADDRESSES = {
         *("runtimes.ort", "serving.backends", "serving.limits_of_onnxruntime"),
         *("targets", "diagnosis"),
     },
-    "tritonclient": {"runtimes.triton", "serving"},
+    "tritonclient": {"runtimes._wire", "serving"},
     "PIL": {"preprocess.image"},
     "jinja2": {"stages._page"},
     "tlexport": set(),

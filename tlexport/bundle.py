@@ -81,6 +81,7 @@ class Artifact(msgspec.Struct, frozen=True, kw_only=True):
 
     `source_sha256` is the digest of the weights it was made from, `spec_sha256` of the bundle's
     spec, labels included: another one is a stale artifact. The bundle itself writes the latter.
+    With `io` "fp16" its tensors are float16 where the bundle's spec has float32.
     """
 
     target: str
@@ -93,6 +94,7 @@ class Artifact(msgspec.Struct, frozen=True, kw_only=True):
     options: dict[str, Any]
     versions: dict[str, str]
     spec_sha256: str = ""
+    io: Literal["fp32", "fp16"] = "fp32"
 
     @property
     def name(self) -> str:
@@ -174,6 +176,10 @@ class Bundle:
     def artifacts(self) -> list[str]:
         """Names of the artifacts there are."""
         return sorted(path.parent.name for path in self.root.glob("artifacts/*/artifact.json"))
+
+    def spec_of(self, artifact: Artifact) -> ModelSpec:
+        """The spec with the dtypes that an artifact has."""
+        return self.spec.in_halves() if artifact.io == "fp16" else self.spec
 
     def artifact(self, name: str) -> Artifact:
         """The artifact called TARGET-PRECISION, checked: its files are whole and not stale.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -110,6 +110,34 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):
         sizes = {spec.name: len(inputs[spec.name]) for spec in self.inputs if spec.batched}
         if len(set(sizes.values())) > 1:
             raise SpecError("one batch size", got=str(sizes), fix="pass as many rows to each input")
+
+    def in_halves(self) -> ModelSpec:
+        """The same with float16 wherever it has float32."""
+        return msgspec.structs.replace(
+            self, inputs=_in_halves(self.inputs), outputs=_in_halves(self.outputs)
+        )
+
+
+def _in_halves(specs: Sequence[TensorSpec]) -> tuple[TensorSpec, ...]:
+    halved = {"float32": "float16"}
+    return tuple(
+        msgspec.structs.replace(spec, dtype=halved.get(spec.dtype, spec.dtype)) for spec in specs
+    )
+
+
+def cast(tensors: Tensors, specs: Sequence[TensorSpec]) -> dict[str, np.ndarray]:
+    """Floating-point tensors in the floating-point dtypes of their specs, others as they are.
+
+    A value that float16 cannot hold becomes infinite, as it does on the wire.
+    """
+    dtypes = {spec.name: np.dtype(spec.dtype) for spec in specs}
+    found = dict(tensors)
+    for name, array in tensors.items():
+        want = dtypes.get(name, array.dtype)
+        if array.dtype.kind == want.kind == "f" and array.dtype != want:
+            with np.errstate(over="ignore"):
+                found[name] = array.astype(want)
+    return found
 
 
 class Probe(msgspec.Struct, frozen=True, kw_only=True):

@@ -74,6 +74,27 @@ def test_inputs_and_outputs_stay_fp32_and_names_are_kept(tmp_path):
     assert {n.name for n in model.graph.node} <= {n.name for n in lowered.model.graph.node}
 
 
+def test_an_answer_that_fp16_cannot_hold_comes_as_it_is(tmp_path):
+    """Nor does an output go through fp16 where the node that makes it is in fp32."""
+    model = lossy.layer_of_outliers()
+    graph = onnx.ModelProto.FromString(model.SerializeToString()).graph
+    (output,) = (value.name for value in graph.output)
+    for node in graph.node:
+        node.output[:] = ["small" if name == output else name for name in node.output]
+    graph.initializer.append(numpy_helper.from_array(np.float32(1e6), "million"))
+    graph.node.append(helper.make_node("Mul", ["small", "million"], ["y"], name="large"))
+    graph.node.append(helper.make_node("Neg", ["y"], ["other"], name="again"))
+    graph.output[0].name = "y"
+    graph.output.append(graph.output[0])
+    graph.output[1].name = "other"
+    model.graph.CopyFrom(graph)
+    lowered, found = made(model, tmp_path, X)
+    want = Session(save(model, tmp_path / "want.onnx"))({"x": X}, ["y"])["y"]
+    assert np.abs(want).max() > 65504
+    assert {"large", "again"} <= set(lowered.left)
+    assert error_of([{"y": found}], [{"y": want}]) < 0.005
+
+
 def test_an_eps_that_vanishes_is_kept_as_it_is(tmp_path):
     x = np.zeros((3, 4), "f4")
     x[:, 0] = (1, -2, 3)

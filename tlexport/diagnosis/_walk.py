@@ -19,7 +19,7 @@ from tlexport.diagnosis._weights import LEAST
 from tlexport.errors import ExportError
 from tlexport.options import FACTOR
 from tlexport.reports import GraphStep, Walk
-from tlexport.spec import Tensors
+from tlexport.spec import Tensors, cast
 from tlexport.targets.onnx import trace
 
 KEPT = 400
@@ -67,7 +67,7 @@ def walk(
     """
     file = bundle.artifact_file(artifact)
     model = _read(file)
-    found = of_file(file, model, question)
+    found = of_file(file, model, cast(question, bundle.spec_of(artifact).inputs))
     reference = _reference(bundle, artifact, question)
     ratio, factor = limits
     limit = min(WIDEST, max(factor, ratio / 4)) if np.isfinite(ratio) else WIDEST

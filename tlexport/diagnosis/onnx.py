@@ -16,7 +16,7 @@ from tlexport.diagnosis._nodes import module_of, named
 from tlexport.diagnosis._weights import differing
 from tlexport.errors import ExportError
 from tlexport.reports import Cause, Walk
-from tlexport.spec import Tensors, TensorSpec, rows
+from tlexport.spec import ModelSpec, Tensors, TensorSpec, cast, rows
 
 RANDOM = {
     "RandomNormal",
@@ -40,11 +40,11 @@ def faults(bundle: Bundle, artifact: Artifact) -> list[Fault]:
     if found:  # nothing more can be read
         return found
     model = onnx.load(file)
-    found += _axes(bundle, model)
+    found += _axes(bundle.spec_of(artifact), model)
     found += _training(model)
     found += _labels(bundle, model)
     found += _weights(bundle, artifact, model)
-    found += _overflow(bundle, file, model)
+    found += _overflow(bundle, artifact, model)
     return found
 
 
@@ -93,11 +93,11 @@ def _bytes(tensor: onnx.TensorProto) -> int:
     return int(np.prod(tensor.dims, dtype=np.int64)) * dtype.itemsize
 
 
-def _axes(bundle: Bundle, model: onnx.ModelProto) -> Iterator[Fault]:
+def _axes(declared: ModelSpec, model: onnx.ModelProto) -> Iterator[Fault]:
     """Axes that are declared as free and constants in the file."""
     for specs, values in (
-        (bundle.spec.inputs, model.graph.input),
-        (bundle.spec.outputs, model.graph.output),
+        (declared.inputs, model.graph.input),
+        (declared.outputs, model.graph.output),
     ):
         by_name = {value.name: value for value in values}
         wanted = [f"{spec.name} {spec.dtype} of rank {len(spec.shape)}" for spec in specs]
@@ -198,19 +198,20 @@ def _weights(bundle: Bundle, artifact: Artifact, model: onnx.ModelProto) -> Iter
         )
 
 
-def _overflow(bundle: Bundle, file: Path, model: onnx.ModelProto) -> Iterator[Fault]:
+def _overflow(bundle: Bundle, artifact: Artifact, model: onnx.ModelProto) -> Iterator[Fault]:
     """Half-precision values that overflow on a golden sample.
 
     ONNX Runtime computes many of them in float32 on a CPU, and then no answer shows it; a GPU does
     not.
     """
-    if not any(_makes_half(node) for node in model.graph.node):
+    if artifact.io != "fp16" and not any(_makes_half(node) for node in model.graph.node):
         return
     from tlexport.diagnosis._values import of_file, overflows  # torch is imported there
 
     question = rows(bundle.golden().inputs, slice(0, 1))
+    question = cast(question, bundle.spec_of(artifact).inputs)
     try:
-        values = of_file(file, model, question)
+        values = of_file(bundle.artifact_file(artifact), model, question)
     except ExportError as error:
         yield _fault("overflow-unknown", f"whether half precision overflows: {error.got}")
         return

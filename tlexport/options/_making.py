@@ -179,6 +179,13 @@ class ExportOptions(msgspec.Struct, frozen=True, kw_only=True):
             "and int8 and tells the fastest that holds --max-accuracy-drop"
         ),
     ] = "fp32"
+    io_precision: Annotated[
+        Literal["fp32", "fp16"],
+        Meta(
+            description="floating-point inputs and outputs of the file; fp16, with --precision "
+            "fp16 alone, halves what travels, and the server asks clients for it"
+        ),
+    ] = "fp32"
     data: Annotated[
         str | None,
         Meta(
@@ -223,6 +230,12 @@ class ExportOptions(msgspec.Struct, frozen=True, kw_only=True):
                 "--max-accuracy-drop as a share, 0 or more and below 1",
                 got=str(drop),
                 fix="pass 0.01 for one point",
+            )
+        if self.io_precision == "fp16" != self.precision:
+            raise OptionError(
+                "--io-precision fp16 with --precision fp16",
+                got=f"--precision {self.precision}",
+                fix="leave one away, or pass --precision fp16",
             )
         judged = self.precision == "auto" or drop is not None
         if judged and (self.data is None or self.precision == "fp32"):

@@ -19,7 +19,7 @@ from tlexport.errors import ExportError, MissingDependency, OptionError, SpecErr
 from tlexport.options import RuntimeOptions
 from tlexport.runtimes._turns import Turns
 from tlexport.serving.backends.onnxruntime import tlexport_placement as placement
-from tlexport.spec import ModelSpec, Tensors, TensorSpec
+from tlexport.spec import ModelSpec, Tensors, TensorSpec, cast
 
 DTYPES = {"float": "float32", "double": "float64", "string": "object"}
 """ONNX's element types whose names are not numpy's; `float16`, `uint8` ... are."""
@@ -43,13 +43,13 @@ class OrtPool:
     """
 
     def __init__(self, bundle: Bundle, where: str, options: RuntimeOptions) -> None:
-        file, digests = _file(bundle, where, options)
+        file, self._taken, digests = _file(bundle, where, options)
         self.name = f"ort@{where}"
         self.spec = bundle.spec
         self._outputs = [spec.name for spec in self.spec.outputs]
         threads = options.threads_each(cores())
         sessions = [_session(file, where, threads) for _ in range(options.instances)]
-        self._mismatch = _mismatch(self.spec, sessions[0], file)
+        self._mismatch = _mismatch(self._taken, sessions[0], file)
         self._sessions = Turns(sessions)
         self._facts = {
             "runtime": "onnxruntime",
@@ -77,10 +77,10 @@ class OrtPool:
             raise OptionError("an open runtime", got=f"{self.name}, closed", fix="open it again")
         with self._sessions.one() as session:
             try:
-                answers = session.run(self._outputs, dict(inputs))
+                answers = session.run(self._outputs, cast(inputs, self._taken.inputs))
             except Exception as error:  # ONNX Runtime's exceptions share no base but this
                 raise self._refused(inputs, error) from error
-        return dict(zip(self._outputs, answers, strict=True))
+        return cast(dict(zip(self._outputs, answers, strict=True)), self.spec.outputs)
 
     def facts(self) -> Mapping[str, Any]:
         """Library version, providers, threads, and the digest of the file it runs.
@@ -128,10 +128,12 @@ def open(bundle: Bundle | None, where: str, options: RuntimeOptions) -> OrtPool:
     return OrtPool(bundle, where, options)
 
 
-def _file(bundle: Bundle, where: str, options: RuntimeOptions) -> tuple[Path, dict[str, str]]:
-    """The file to open, and the digests that tell which it is."""
+def _file(
+    bundle: Bundle, where: str, options: RuntimeOptions
+) -> tuple[Path, ModelSpec, dict[str, str]]:
+    """The file to open, what it takes and answers, and the digests that tell which it is."""
     if where == PLAIN and not bundle.manifest.original:
-        return bundle.weights, {"weights_sha256": bundle.manifest.weights_sha256}
+        return bundle.weights, bundle.spec, {"weights_sha256": bundle.manifest.weights_sha256}
     artifact = bundle.artifact(options.artifact)
     if artifact.triton_backend != "onnxruntime":
         raise OptionError(
@@ -142,7 +144,7 @@ def _file(bundle: Bundle, where: str, options: RuntimeOptions) -> tuple[Path, di
     digests = {"artifact_sha256": artifact.sha256}
     if where != PLAIN:  # nobody serves it so: what passes there is no proof
         digests["opened_sha256"] = artifact.sha256
-    return bundle.artifact_file(artifact), digests
+    return bundle.artifact_file(artifact), bundle.spec_of(artifact), digests
 
 
 def _session(file: Path, where: str, threads: int) -> ort.InferenceSession:

@@ -8,19 +8,16 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import msgspec
-import numpy as np
-from tritonclient.utils import serialize_byte_tensor
 
 from tlexport.bundle import Bundle
 from tlexport.errors import OptionError, ServerError
 from tlexport.options import RuntimeOptions
+from tlexport.runtimes._wire import Line, Model, SharedLine
 from tlexport.serving.client import Client, parse
 from tlexport.serving.config import DIGESTS_PARAMETER, SPEC_PARAMETER
-from tlexport.serving.shared_memory import Region
-from tlexport.spec import TRITON_DTYPES, ModelSpec, Tensors, TensorSpec
+from tlexport.spec import TRITON_DTYPES, ModelSpec, Tensors, TensorSpec, cast
 
 NUMPY_DTYPES = {triton: name for name, triton in TRITON_DTYPES.items()}
-UNKNOWN_REGION = "Unable to find shared memory region"
 COUNTED = {
     "queue_ms": "queue",
     "compute_ms": "compute_infer",
@@ -49,29 +46,23 @@ def open(bundle: Bundle | None, where: str, options: RuntimeOptions) -> TritonRu
     finally:
         client.close()
     facts = _facts(where, told, model, version, config)
-    return TritonRuntime(where, options, spec, _Model(name=model, version=version, facts=facts))
-
-
-class _Model(msgspec.Struct, frozen=True, kw_only=True):
-    """A model in service and what is known of it."""
-
-    name: str
-    version: str
-    facts: dict[str, Any]
+    opened = Model(name=model, version=version, facts=facts, dtypes=_dtypes(config))
+    return TritonRuntime(where, options, spec, opened)
 
 
 class TritonRuntime:
     """A model on a server; each request in flight has a connection to itself."""
 
-    def __init__(self, where: str, options: RuntimeOptions, spec: ModelSpec, model: _Model) -> None:
+    def __init__(self, where: str, options: RuntimeOptions, spec: ModelSpec, model: Model) -> None:
         self.name = f"triton@{where}"
         self.spec = spec
+        self._wire = _on_the_wire(spec, model)
         self._address = parse(where)
         self._options = options
         self._model = model
         self._mine = threading.local()
-        self._lines: list[tuple[threading.Thread, _Line]] = []
-        self._free: list[_Line] = []
+        self._lines: list[tuple[threading.Thread, Line]] = []
+        self._free: list[Line] = []
         self._lock = threading.Lock()
 
     def __call__(self, inputs: Tensors) -> Tensors:
@@ -82,8 +73,12 @@ class TritonRuntime:
             ServerError: a refusal in the server's words, or no answer in time.
         """
         self.spec.check(inputs)
+        if self._wire == self.spec:
+            with self._line() as line:
+                return line.ask(inputs)
         with self._line() as line:
-            return line.ask(inputs)
+            answer = line.ask(cast(inputs, self._wire.inputs))
+        return cast(answer, self.spec.outputs)
 
     def facts(self) -> Mapping[str, Any]:
         """Server version, model version, protocol, instances, threads, digest of the file."""
@@ -110,14 +105,14 @@ class TritonRuntime:
             line.close()
 
     @contextlib.contextmanager
-    def _line(self) -> Iterator[_Line]:
+    def _line(self) -> Iterator[Line]:
         """A connection for one request.
 
         A gRPC connection is taken from those that are free. An HTTP connection belongs to the
         thread that made it (its sockets are gevent's), and is closed when that thread is no more.
         """
         if self._address.protocol == "http":
-            line: _Line | None = getattr(self._mine, "line", None)
+            line: Line | None = getattr(self._mine, "line", None)
             if line is None:
                 line = self._mine.line = self._connected()
             yield line
@@ -132,9 +127,9 @@ class TritonRuntime:
             with self._lock:
                 self._free.append(line)
 
-    def _connected(self) -> _Line:
-        kind = _SharedLine if self._address.protocol == "shm" else _Line
-        line = kind(Client(self._address, self._options.timeout_s), self.spec, self._model)
+    def _connected(self) -> Line:
+        kind = SharedLine if self._address.protocol == "shm" else Line
+        line = kind(Client(self._address, self._options.timeout_s), self._wire, self._model)
         with self._lock:
             left = [each for each in self._lines if not each[0].is_alive()]
             left = left if self._address.protocol == "http" else []
@@ -145,146 +140,17 @@ class TritonRuntime:
         return line
 
 
-class _Line:
-    """A connection: arrays travel in the messages."""
+def _on_the_wire(spec: ModelSpec, model: Model) -> ModelSpec:
+    """The spec with the floating-point dtypes that the server takes and gives."""
 
-    def __init__(self, client: Client, spec: ModelSpec, model: _Model) -> None:
-        self.client = client
-        self.spec = spec
-        self.model = model
-        self._outputs = [client.output(tensor.name) for tensor in spec.outputs]
+    def told(tensor: TensorSpec) -> TensorSpec:
+        dtype = model.dtypes.get(tensor.name, tensor.dtype)
+        floats = "float" in dtype and "float" in tensor.dtype
+        return msgspec.structs.replace(tensor, dtype=dtype) if floats else tensor
 
-    def ask(self, inputs: Tensors) -> dict[str, np.ndarray]:
-        """Ask once."""
-        filled = []
-        for tensor in self.spec.inputs:
-            array = inputs[tensor.name].reshape(self._shape(tensor, inputs[tensor.name].shape))
-            entry = self.client.input(tensor.name, array.shape, TRITON_DTYPES[tensor.dtype])
-            entry.set_data_from_numpy(array)
-            filled.append(entry)
-        result = self.client.infer(self.model.name, self.model.version, filled, self._outputs)
-        return {tensor.name: self._told(tensor, result) for tensor in self.spec.outputs}
-
-    def _shape(self, tensor: TensorSpec, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """The shape on the wire: a server that batches takes and gives [batch] as [batch, 1]."""
-        scalar = tensor.batched and len(tensor.shape) == 1 and self.model.facts["max_batch"] > 0
-        return (*shape, 1) if scalar and len(shape) == 1 else shape
-
-    def _told(self, tensor: TensorSpec, result: Any) -> Any:
-        """An output as it is declared."""
-        array = result.as_numpy(tensor.name)
-        if array is not None and array.ndim == 2 and len(tensor.shape) == 1 and tensor.batched:
-            return array.reshape(len(array)) if array.shape[1] == 1 else array
-        return array
-
-    def close(self) -> None:
-        """Close the connection."""
-        self.client.close()
-
-
-class _SharedLine(_Line):
-    """A connection: arrays lie in memory shared with the server, in and out.
-
-    Outputs whose size is not known beforehand (texts, free axes) travel in the message.
-    """
-
-    def __init__(self, client: Client, spec: ModelSpec, model: _Model) -> None:
-        super().__init__(client, spec, model)
-        self._incoming: Region | None = None
-        self._outgoing: Region | None = None
-
-    def ask(self, inputs: Tensors) -> dict[str, np.ndarray]:
-        """Ask once; a server that was started anew is told of the memory again."""
-        try:
-            return self._ask(inputs)
-        except ServerError as error:
-            if UNKNOWN_REGION not in error.got:
-                raise
-        self._incoming = self._outgoing = None
-        return self._ask(inputs)
-
-    def _ask(self, inputs: Tensors) -> dict[str, np.ndarray]:
-        filled = self._fill(inputs)
-        batch = max((len(inputs[t.name]) for t in self.spec.inputs if t.batched), default=0)
-        shapes = {tensor.name: _known_shape(tensor, batch) for tensor in self.spec.outputs}
-        sizes = {
-            tensor.name: int(np.prod(shape)) * np.dtype(tensor.dtype).itemsize
-            for tensor in self.spec.outputs
-            if (shape := shapes[tensor.name]) is not None
-        }
-        self._outgoing = self._room(self._outgoing, sum(map(_padded, sizes.values())))
-        outputs, places, offset = [], {}, 0
-        for tensor in self.spec.outputs:
-            output = self.client.output(tensor.name)
-            if tensor.name in sizes:
-                size = sizes[tensor.name]
-                output.set_shared_memory(self._outgoing.name, size, offset)
-                places[tensor.name] = offset
-                offset += _padded(size)
-            outputs.append(output)
-        result = self.client.infer(self.model.name, self.model.version, filled, outputs)
-        answers = {}
-        for tensor in self.spec.outputs:
-            shape = shapes[tensor.name]
-            if shape is None:
-                answers[tensor.name] = self._told(tensor, result)
-                continue
-            view = self._outgoing.view(np.dtype(tensor.dtype), shape, places[tensor.name])
-            answers[tensor.name] = view.copy()
-        return answers
-
-    def close(self) -> None:
-        """Have the server let go of the memory, then close the connection."""
-        try:
-            for region in (self._incoming, self._outgoing):
-                if region is not None:
-                    region.close()
-        finally:
-            super().close()
-
-    def _fill(self, inputs: Tensors) -> list[Any]:
-        packed = {
-            tensor.name: serialize_byte_tensor(inputs[tensor.name]).item()
-            for tensor in self.spec.inputs
-            if tensor.dtype == "object"
-        }
-        sizes = {
-            tensor.name: len(packed.get(tensor.name, b"")) or inputs[tensor.name].nbytes
-            for tensor in self.spec.inputs
-        }
-        self._incoming = self._room(self._incoming, sum(map(_padded, sizes.values())))
-        filled, offset = [], 0
-        for tensor in self.spec.inputs:
-            array, size = inputs[tensor.name], sizes[tensor.name]
-            if tensor.name in packed:
-                self._incoming.write_bytes(packed[tensor.name], offset)
-            else:
-                self._incoming.write(array, offset)
-            shape = self._shape(tensor, array.shape)
-            entry = self.client.input(tensor.name, shape, TRITON_DTYPES[tensor.dtype])
-            entry.set_shared_memory(self._incoming.name, size, offset)
-            filled.append(entry)
-            offset += _padded(size)
-        return filled
-
-    def _room(self, region: Region | None, size_bytes: int) -> Region:
-        """A region of at least this size; a smaller one is given back first."""
-        if region is not None and region.size_bytes >= size_bytes:
-            return region
-        if region is not None:
-            region.close()
-        return Region(self.client, size_bytes)
-
-
-def _padded(size_bytes: int) -> int:
-    return -(-size_bytes // 64) * 64
-
-
-def _known_shape(tensor: TensorSpec, batch: int) -> tuple[int, ...] | None:
-    shape = [batch if size == "batch" else size for size in tensor.shape]
-    if tensor.dtype == "object" or not all(isinstance(size, int) for size in shape):
-        return None
-    return tuple(size for size in shape if isinstance(size, int))
+    return msgspec.structs.replace(
+        spec, inputs=tuple(map(told, spec.inputs)), outputs=tuple(map(told, spec.outputs))
+    )
 
 
 def _only_model(client: Client) -> str:
@@ -355,6 +221,13 @@ def _described(entry: dict[str, Any], batched: bool) -> TensorSpec:
     if batched:
         shape[0] = "batch"
     return TensorSpec(name=entry["name"], dtype=NUMPY_DTYPES[entry["datatype"]], shape=tuple(shape))
+
+
+def _dtypes(config: dict[str, Any]) -> dict[str, str]:
+    """Dtypes of numpy for the inputs and outputs, as far as the configuration tells."""
+    entries = (*config.get("input", ()), *config.get("output", ()))
+    kinds = {entry["name"]: str(entry["data_type"]).removeprefix("TYPE_") for entry in entries}
+    return {name: NUMPY_DTYPES[kind] for name, kind in kinds.items() if kind in NUMPY_DTYPES}
 
 
 def _facts(

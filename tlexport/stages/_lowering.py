@@ -106,6 +106,7 @@ class Precision:
             work=work,
             calibration=self._options.calibration,
             quantization=self._options.quantization,
+            io=self._options.io_precision,
             progress=self._progress,
         )
 
@@ -237,6 +238,7 @@ def asked(options: ExportOptions, labelled: Labelled | None) -> dict[str, Any]:
         "max_accuracy_drop": options.budget,
         "calibration": options.calibration,
         "quantization": options.quantization,
+        "io_precision": options.io_precision,
         "seed": options.seed,
     }
 

@@ -15,7 +15,7 @@ from tlexport.reports import PackageReport, ParityReport
 from tlexport.serving import config, repository
 from tlexport.serving.lint import lint
 from tlexport.serving.releases import oldest_that_reads, readers, release
-from tlexport.spec import rows
+from tlexport.spec import cast, rows
 from tlexport.stages._truth import SHARES
 
 WIDEST_TOLERANCE = 0.01
@@ -229,10 +229,10 @@ def _oldest(artifact: Artifact) -> str:
 def _new_version(
     home: Bundle, artifact: Artifact, report: ParityReport, settings: config.Settings
 ) -> repository.NewVersion:
-    golden = home.golden()
+    golden, spec = home.golden(), home.spec_of(artifact)
     kept = slice(0, GOLDEN_KEPT)
     return repository.NewVersion(
-        spec=home.spec,
+        spec=spec,
         settings=settings,
         files=_laid_out(home, artifact),
         origin=repository.Origin(
@@ -246,8 +246,8 @@ def _new_version(
             f"on {report.samples} samples",
             versions=artifact.versions | {"tlexport": versions().get("tlexport", "unknown")},
         ),
-        golden_inputs=rows(golden.inputs, kept),
-        golden_outputs=rows(golden.outputs, kept),
+        golden_inputs=cast(rows(golden.inputs, kept), spec.inputs),
+        golden_outputs=cast(rows(golden.outputs, kept), spec.outputs),
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 import onnx
@@ -126,21 +126,29 @@ def _unreadable(wanted: Release, written: tuple[dict[str, int], int], why: str) 
     )
 
 
+class Form(msgspec.Struct, frozen=True, kw_only=True):
+    """What a file computes in, and what its floating-point inputs and outputs are."""
+
+    precision: str = "fp32"
+    io: Literal["fp32", "fp16"] = "fp32"
+
+
 def artifact(
-    model: onnx.ModelProto, bundle: Bundle, folder: Path, precision: str, facts: Mapping[str, Any]
+    model: onnx.ModelProto, bundle: Bundle, folder: Path, form: Form, facts: Mapping[str, Any]
 ) -> Artifact:
     """Describe, write and check a model below `folder`; `facts` go into the record's options.
 
     Raises:
         ExportError: onnx.checker refuses what was written.
     """
-    describe(model, bundle)
+    describe(model, bundle, form)
     files = write(model, folder)
     opsets = opsets_of(model)
     oldest = oldest_that_reads(opsets, model.ir_version)
     return Artifact(
         target="onnx",
-        precision=precision,
+        precision=form.precision,
+        io=form.io,
         file=files[0],
         files=files,
         sha256=digest_of(folder, files),
@@ -157,13 +165,13 @@ def artifact(
     )
 
 
-def describe(model: onnx.ModelProto, bundle: Bundle) -> None:
+def describe(model: onnx.ModelProto, bundle: Bundle, form: Form) -> None:
     """Note what the model is in its metadata, in place of notes of an export before."""
     kept = [entry for entry in model.metadata_props if not entry.key.startswith("tlexport.")]
     del model.metadata_props[:]
     model.metadata_props.extend(kept)
     facts: dict[str, Any] = {
-        "tlexport.spec": bundle.spec,
+        "tlexport.spec": bundle.spec.in_halves() if form.io == "fp16" else bundle.spec,
         "tlexport.labels": bundle.spec.labels,
         "tlexport.weights_sha256": bundle.manifest.weights_sha256,
         "tlexport.version": versions().get("tlexport", "unknown"),

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 import onnx
+
+DOWN = re.compile(r"(_cast_to_fp16_node|^graph_input_cast\d+)$")
+UP = re.compile(r"(_cast_to_fp32_node|^graph_output_cast\d+)$")
+"""Names of the casts that ONNX Runtime's converter to fp16 adds."""
 
 
 def named(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -35,18 +40,26 @@ def tidy_casts(graph: onnx.GraphProto) -> None:
             continue
         seen.update(node.output)
         nodes.append(node)
-    down = {n.output[0]: n.input[0] for n in nodes if n.name.endswith("_cast_to_fp16_node")}
-    back = {
-        n.output[0]: down[n.input[0]]
-        for n in nodes
-        if n.name.endswith("_cast_to_fp32_node") and n.input[0] in down
-    }
+    down = {n.output[0]: n.input[0] for n in nodes if _is(n, DOWN)}
+    back = {n.output[0]: down[n.input[0]] for n in nodes if _is(n, UP) and n.input[0] in down}
+    whole = _whole(nodes, graph, back)
+    nodes = [node for node in nodes if not (_is(node, UP) and node.output[0] in whole.values())]
     for node in nodes:
-        for place, name in enumerate(node.input):
-            node.input[place] = back.get(name, name)
+        named = [back.get(name, name) for name in node.input]
+        node.input[:] = [whole.get(name, name) for name in named]
+        node.output[:] = [whole.get(name, name) for name in node.output]
     copies = [onnx.NodeProto.FromString(n.SerializeToString()) for n in _read(nodes, graph)]
     del graph.node[:]
     graph.node.extend(copies)
+
+
+def _whole(
+    nodes: Sequence[onnx.NodeProto], graph: onnx.GraphProto, back: dict[str, str]
+) -> dict[str, str]:
+    """Values in fp32 that are outputs of the graph after a way through fp16: to be so at once."""
+    made = {name for node in nodes for name in node.output}
+    made -= {output.name for output in graph.output}.union(*map(captured, nodes))
+    return {back[o.name]: o.name for o in graph.output if back.get(o.name) in made}
 
 
 def _read(nodes: Sequence[onnx.NodeProto], graph: onnx.GraphProto) -> list[onnx.NodeProto]:
@@ -61,11 +74,12 @@ def _read(nodes: Sequence[onnx.NodeProto], graph: onnx.GraphProto) -> list[onnx.
     return [node for node in nodes if not node.output or node.output[0] not in dead]
 
 
+def _is(node: onnx.NodeProto, added: re.Pattern[str]) -> bool:
+    return node.op_type == "Cast" and bool(added.search(node.name))
+
+
 def _added(node: onnx.NodeProto) -> bool:
-    return node.op_type == "Cast" and node.name.endswith(ADDED)
-
-
-ADDED = ("_cast_to_fp16_node", "_cast_to_fp32_node")
+    return _is(node, DOWN) or _is(node, UP)
 
 
 def captured(node: onnx.NodeProto) -> set[str]:

@@ -47,7 +47,8 @@ class Half:
         self._samples = wish.golden[:MOST_SAMPLES]
         self._model = named(onnx.load(wish.source))
         self._values = Values(self._model, wish.work / "fp32")
-        self._kept = _unfit(self._model, _ranges(self._model, self._values, self._samples))
+        self._ranges = _ranges(self._model, self._values, self._samples)
+        self._kept = _unfit(self._model, self._ranges)
 
     def make(self, form: str, left: Collection[str] = ()) -> Lowered:
         """Convert, ask, keep what went wrong in fp32, until nothing does.
@@ -72,6 +73,9 @@ class Half:
                 got=f"{lost} is not finite with {len(kept)} nodes left in fp32",
                 fix="export as fp32 or bf16",
             )
+        if self._wish.io == "fp16":
+            self._hold_ends()
+            half = _converted(self._model, kept, self._values.types, io="fp16")
         nodes = [n for n in self._model.graph.node if n.op_type not in DEFAULT_OP_BLOCK_LIST]
         return Lowered(
             model=half,
@@ -87,6 +91,22 @@ class Half:
     def dearest(self, form: str) -> Sequence[str]:
         """None: what had to stay in fp32 was found by `make`."""
         return ()
+
+    def _hold_ends(self) -> None:
+        """Refuse float16 for inputs and outputs that it cannot hold.
+
+        Raises:
+            ExportError: naming the tensor and its largest value on golden samples.
+        """
+        for value in (*self._model.graph.input, *self._model.graph.output):
+            largest, _ = self._ranges.get(value.name, (0.0, 0))
+            is_float = value.type.tensor_type.elem_type == TensorProto.FLOAT
+            if is_float and largest * HEADROOM > LARGEST:
+                raise ExportError(
+                    f"inputs and outputs of at most {LARGEST / HEADROOM:g}, to travel as float16",
+                    got=f"{value.name!r} reaches {largest:.3g} on golden samples",
+                    fix="leave --io-precision at fp32",
+                )
 
     def _errors(self, half: onnx.ModelProto) -> dict[str, float]:
         """Of each value that both graphs have: how far off it is, infinite where not finite."""
@@ -184,9 +204,9 @@ def _wrong(error: float, limit: float) -> bool:
 
 
 def _converted(
-    model: onnx.ModelProto, kept: Collection[str], types: dict[str, str]
+    model: onnx.ModelProto, kept: Collection[str], types: dict[str, str], io: str = "fp32"
 ) -> onnx.ModelProto:
-    """The model in fp16 but for the nodes `kept` and its inputs and outputs."""
+    """The model in fp16 but for the nodes `kept`, and for its inputs and outputs unless `io`."""
     half = onnx.ModelProto()
     half.CopyFrom(model)
     _own_constants(half.graph, kept)
@@ -199,7 +219,10 @@ def _converted(
     )
     with quiet():
         half = convert_float_to_float16(
-            half, keep_io_types=True, disable_shape_infer=True, node_block_list=sorted(kept)
+            half,
+            keep_io_types=io == "fp32",
+            disable_shape_infer=True,
+            node_block_list=sorted(kept),
         )
     tidy_casts(half.graph)
     del half.graph.value_info[:]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import onnx
@@ -19,7 +19,8 @@ class Wish:
     """What to lower, and by which samples.
 
     `source` is the fp32 file, `samples` are inputs of one row each that calibrate, `golden` inputs
-    by which errors are measured, and `work` is a folder for files of no one else.
+    by which errors are measured, and `work` is a folder for files of no one else. With `io` "fp16"
+    inputs and outputs are float16 where they were float32.
     """
 
     source: Path
@@ -28,6 +29,7 @@ class Wish:
     work: Path
     calibration: str = "auto"
     quantization: str = "auto"
+    io: Literal["fp32", "fp16"] = "fp32"
     progress: Progress = silent
 
 

@@ -43,13 +43,16 @@ class Session:
                 got=" ".join(str(error).split()),
                 fix="export as fp32, or update onnxruntime",
             ) from error
+        self._inputs = {
+            i.name: FLOATS[i.type] for i in self._session.get_inputs() if i.type in FLOATS
+        }
         self.outputs: dict[str, str] = {o.name: o.type for o in self._session.get_outputs()}
 
     def __call__(self, inputs: Tensors, names: Sequence[str] | None = None) -> dict[str, Any]:
         """Answer: arrays by the name of the output; `names` are all of them by default."""
         names = list(self.outputs) if names is None else list(names)
         try:
-            answers = self._session.run(names, dict(inputs))
+            answers = self._session.run(names, self._cast(inputs))
         except Exception as error:  # ONNX Runtime's exceptions share no base but this
             shapes = {name: list(array.shape) for name, array in inputs.items()}
             raise ExportError(
@@ -58,6 +61,10 @@ class Session:
                 fix="export as fp32, and look with `tlexport verify` whether that answers",
             ) from error
         return dict(zip(names, answers, strict=True))
+
+    def _cast(self, inputs: Tensors) -> dict[str, np.ndarray]:
+        """Inputs in the floating-point dtypes that the file takes."""
+        return {n: a.astype(self._inputs.get(n, a.dtype), copy=False) for n, a in inputs.items()}
 
 
 class Values:

@@ -22,7 +22,7 @@ from tlexport.serving.releases import Release, release
 from tlexport.spec import ModelSpec, TensorSpec
 from tlexport.targets._attention import in_four_dimensions
 from tlexport.targets._brain import Brain
-from tlexport.targets._file import artifact, readable, strip
+from tlexport.targets._file import Form, artifact, readable, strip
 from tlexport.targets._half import Half
 from tlexport.targets._int8 import Int8
 from tlexport.targets._lowering import Lowered, Lowering, Wish
@@ -59,7 +59,7 @@ def export(bundle: Bundle, folder: Path, options: ExportOptions) -> Artifact:
         model = _taken_over(bundle)
     if wanted is not None:
         model = readable(model, wanted)
-    return artifact(model, bundle, folder, "fp32", {"triton": options.triton})
+    return artifact(model, bundle, folder, Form(), {"triton": options.triton})
 
 
 def lowering(precision: str, wish: Wish) -> Lowering:
@@ -81,8 +81,8 @@ def finish(bundle: Bundle, folder: Path, lowered: Lowered, options: ExportOption
     model = lowered.model
     if options.triton:
         model = readable(model, release(options.triton))
-    facts = {"triton": options.triton, **lowered.facts}
-    return artifact(model, bundle, folder, options.precision, facts)
+    form = Form(precision=options.precision, io=options.io_precision)
+    return artifact(model, bundle, folder, form, {"triton": options.triton, **lowered.facts})
 
 
 def open_file(file: Path) -> Session:
