@@ -75,7 +75,7 @@ ADDRESSES = {
     },
     "tritonclient": {"runtimes._wire", "serving"},
     "PIL": {"preprocess.image"},
-    "jinja2": {"stages._page"},
+    "jinja2": {"stages._page", "serving.manifests"},
     "tlexport": set(),
 }
 

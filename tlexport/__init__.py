@@ -13,6 +13,7 @@ The verbs are functions of the same name as the commands:
     tlexport.serve(repository)             repository -> ready server
     tlexport.predict(source, files)        raw files -> labels
     tlexport.bench(bundle)                 runtimes asked many times
+    tlexport.manifests(repository, options) what runs it on many machines
     tlexport.list_backbones(pattern)       what can be loaded
 """
 
@@ -35,6 +36,7 @@ _PLACES = {
     "serve": "tlexport.stages.serve",
     "predict": "tlexport.stages.predict",
     "bench": "tlexport.stages.bench",
+    "manifests": "tlexport.stages.manifests",
     "list_backbones": "tlexport.stages.backbones",
     "Bundle": "tlexport.bundle",
 }

@@ -12,6 +12,7 @@ from tlexport.options._making import DataOptions as DataOptions
 from tlexport.options._making import ExportOptions as ExportOptions
 from tlexport.options._making import ImportOptions as ImportOptions
 from tlexport.options._making import TrainOptions as TrainOptions
+from tlexport.options._manifests import ManifestOptions as ManifestOptions
 from tlexport.options._serving import LintOptions as LintOptions
 from tlexport.options._serving import PackageOptions as PackageOptions
 from tlexport.options._serving import RunOptions as RunOptions

@@ -29,6 +29,7 @@ from tlexport.reports._parity import Walk as Walk
 from tlexport.reports._run import RunReport as RunReport
 from tlexport.reports._serving import LintFinding as LintFinding
 from tlexport.reports._serving import LintReport as LintReport
+from tlexport.reports._serving import ManifestsReport as ManifestsReport
 from tlexport.reports._serving import PackageReport as PackageReport
 from tlexport.reports._serving import ServedModel as ServedModel
 from tlexport.reports._serving import ServeReport as ServeReport

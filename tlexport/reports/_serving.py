@@ -71,3 +71,16 @@ class ServeReport(msgspec.Struct, frozen=True, kw_only=True):
     ready_s: float
     log: str
     models: tuple[ServedModel, ...]
+
+
+class ManifestsReport(msgspec.Struct, frozen=True, kw_only=True):
+    """What was written, and what one server asks of its machine."""
+
+    output: str
+    files: tuple[str, ...]
+    models: tuple[str, ...]
+    image: str
+    cores: int
+    memory_mib: int
+    gpus: int
+    notes: tuple[str, ...]

@@ -54,6 +54,7 @@ def start(
         *control(repository, options),
         f"--backend-config=python,shm-region-prefix-name={prefix}",
         f"--exit-timeout-secs={EXIT_TIMEOUT_S}",
+        "--metrics-config=summary_latencies=true",
         *_quiet(),
     ]
     launch = Launch(

@@ -1,0 +1,82 @@
+"""What a caller may ask for when a model outgrows one machine."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import Meta
+
+from tlexport.checks import check
+from tlexport.errors import OptionError
+
+LONGEST = 40
+"""Letters of a name: Kubernetes takes 63 of an object's, and suffixes are put behind it."""
+
+
+class ManifestOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """What shall run where, and how far it may grow."""
+
+    name: Annotated[str, Meta(description="name of every object: a DNS label")] = ""
+    storage_uri: Annotated[
+        str,
+        Meta(
+            description="the model repository as the cluster sees it: s3://BUCKET/PATH, "
+            "gs://BUCKET/PATH, as://ACCOUNT/CONTAINER/PATH or pvc://CLAIM/PATH"
+        ),
+    ] = ""
+    output: Annotated[str, Meta(description="folder to write into")] = "deploy"
+    namespace: Annotated[str, Meta(description="Kubernetes namespace")] = "default"
+    triton: Annotated[
+        str | None,
+        Meta(description="release YY.MM of the server; default: the newest that reads the files"),
+    ] = None
+    image: Annotated[
+        str, Meta(description="the server's image; default: NVIDIA's of that release")
+    ] = ""
+    min_replicas: Annotated[int, Meta(description="servers at least", ge=1)] = 1
+    max_replicas: Annotated[int, Meta(description="servers at most", ge=1)] = 4
+    queue_ms: Annotated[
+        float,
+        Meta(description="mean wait in Triton's queue above which servers are added", gt=0),
+    ] = 10.0
+    control: Annotated[
+        Literal["poll", "explicit"],
+        Meta(
+            description="how a server follows the repository: it looks every 30 s, or `tlexport "
+            "deploy` tells it"
+        ),
+    ] = "poll"
+    secret: Annotated[
+        str,
+        Meta(description="secret with the storage's credentials as environment variables"),
+    ] = ""
+    force: Annotated[bool, Meta(description="replace files that were changed by hand")] = False
+
+    def __post_init__(self) -> None:
+        check(self)
+        for flag, value in (("name", self.name), ("namespace", self.namespace)):
+            _hold_label(flag, value)
+        if self.secret:
+            _hold_label("secret", self.secret)
+        if self.max_replicas < self.min_replicas:
+            raise OptionError(
+                "--max-replicas of at least --min-replicas",
+                got=f"{self.max_replicas} and {self.min_replicas}",
+                fix="raise the one or lower the other",
+            )
+
+
+def _hold_label(flag: str, value: str) -> None:
+    if not re.fullmatch(r"[a-z]([-a-z0-9]*[a-z0-9])?", value) or len(value) > LONGEST:
+        raise OptionError(
+            f"--{flag} as a DNS label: a-z, 0-9 and '-', a letter first, {LONGEST} at most",
+            got=repr(value),
+            fix=f"pass --{flag} {_suggested(value)}",
+        )
+
+
+def _suggested(value: str) -> str:
+    plain = re.sub(r"[^a-z0-9]+", "-", value.lower()).strip("-0123456789")[:LONGEST].strip("-")
+    return plain or "my-model"
