@@ -43,6 +43,28 @@ def fetch() -> Path:
     return DATA
 
 
+def shallow(place: Path, layers: int) -> Path:
+    """The same with the first `layers` of its 30 layers: real weights, a third of the time."""
+    from safetensors import safe_open
+    from safetensors.numpy import save_file
+
+    whole = fetch()
+    place.mkdir(parents=True)
+    for path in whole.iterdir():
+        if path.suffix == ".json" and path.name != "config.json":
+            shutil.copyfile(path, place / path.name)
+    config = json.loads((whole / "config.json").read_text())
+    (place / "config.json").write_text(json.dumps(config | {"num_hidden_layers": layers}))
+    with safe_open(whole / "model.safetensors", "np") as weights:
+        kept = {
+            name: weights.get_tensor(name)
+            for name in weights.keys()  # noqa: SIM118 - it is no dict
+            if ".layers." not in name or int(name.split(".layers.")[1].split(".")[0]) < layers
+        }
+    save_file(kept, place / "model.safetensors", metadata={"format": "pt"})
+    return place
+
+
 def _convert(source: Path, target: Path) -> None:
     import torch
     import transformers
