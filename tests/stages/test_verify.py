@@ -11,11 +11,13 @@ import torch
 
 from tlexport.bundle import Bundle
 from tlexport.errors import BundleError, OptionError, ServerError, SpecError
-from tlexport.options import PackageOptions, RuntimeOptions, VerifyOptions
+from tlexport.options import PackageOptions, RuntimeOptions, TrainOptions, VerifyOptions
 from tlexport.reports import ParityReport
 from tlexport.runtimes import ort
+from tlexport.stages.export import export
 from tlexport.stages.package import package
 from tlexport.stages.serve import serve
+from tlexport.stages.train import train
 from tlexport.stages.verify import verify
 
 
@@ -502,9 +504,12 @@ def test_where_the_original_itself_is_not_finite_the_export_may_be(tmp_path, mon
     assert "the original itself answers 'logits' with NaN or infinity" in report.notes[0]
 
 
-def test_the_change_in_accuracy_is_told_and_judged(digits_bundle, tmp_path, monkeypatch):
+def test_the_change_in_accuracy_is_told_and_judged(tmp_path, monkeypatch):
     data = digits.write(tmp_path / "digits", per_class=5)
-    report = verify(digits_bundle, VerifyOptions(data=str(data)))
+    bundle, small = tmp_path / "small.bundle", "timm/test_resnet"
+    train(data, bundle, TrainOptions(backbone=small, weights="random", trials=1, golden=8))
+    export(bundle)
+    report = verify(bundle, VerifyOptions(data=str(data)))
     assert report.passed
     assert report.accuracy.examples == 50
     assert report.accuracy.candidate == report.accuracy.reference
@@ -530,7 +535,7 @@ def test_the_change_in_accuracy_is_told_and_judged(digits_bundle, tmp_path, monk
             return {"logits": logits}
 
     small_bundles.plug_runtime(monkeypatch, "forgetful", Forgetful)
-    worse = verify(digits_bundle, VerifyOptions(candidate="forgetful@here", data=str(data)))
+    worse = verify(bundle, VerifyOptions(candidate="forgetful@here", data=str(data)))
     assert not worse.passed
     assert worse.accuracy.difference.high < -0.3
     assert worse.accuracy.p_value < 1e-3

@@ -13,6 +13,7 @@ import pytest
 import small_bundles
 from onnx import TensorProto, helper, numpy_helper
 
+from tlexport.environment import saturates
 from tlexport.errors import ExportError, OptionError
 from tlexport.targets import _calibration, _int8
 from tlexport.targets._int8 import Int8
@@ -85,7 +86,7 @@ def test_convolutions_are_uint8_by_int8_per_channel_in_onnx_own_operators(conv):
     assert weights[convolved[0].input[1]].dims == [16]
     assert lowered.left == {}
     assert lowered.facts["calibration"] == "minmax"
-    assert lowered.facts["error"] < 0.05
+    assert lowered.facts["error"] < (0.1 if saturates() else 0.05)  # weights of 7 or 8 bits
     assert not lowered.notes
 
 
@@ -237,10 +238,10 @@ def test_the_quantisers_say_nothing_and_leave_logging_alone(conv, capfd):
 
 def test_seven_bits_where_the_cpu_would_overflow(conv, monkeypatch):
     largest = {}
-    for saturates in (False, True):
-        monkeypatch.setattr(_int8, "saturates", lambda s=saturates: s)
+    for narrow in (False, True):
+        monkeypatch.setattr(_int8, "saturates", lambda s=narrow: s)
         model = conv(calibration="minmax").make("static").model
-        largest[saturates] = max(
+        largest[narrow] = max(
             int(np.abs(numpy_helper.to_array(t).astype(int)).max())
             for t in model.graph.initializer
             if t.name.endswith("weight_quantized")

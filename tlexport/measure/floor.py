@@ -10,7 +10,8 @@ from tlexport.measure.compare import difference, scale_of
 
 LEAST = 0.5
 """Share of the usual rounding that a sample's floor never lies below: a sample whose own rounding
-happens to cancel would otherwise allow nothing."""
+happens to cancel would otherwise allow nothing. All of it in a precision below fp32, where a
+runtime rounds at other places than the original does, and few logits are one draw of a few."""
 COARSEST = {"int8": 1.0, "bf16": 0.5, "fp16": 0.5}
 """Most that an answer may be off, as a share of its norm (or of the usual norm, where it is
 smaller): at 1, zeros would be as near. It does not hold where the precision itself costs as much,
@@ -186,8 +187,9 @@ def noise_floor(
     """The floor of a question's rows.
 
     A row's floor is the largest of: what rounding takes the original off there (as it is, and in
-    the candidate's precision); half of what it usually does, in proportion where the row is
-    larger; and a unit of the output's dtype, or of the precision, at the row's norm.
+    the candidate's precision); half of what it usually does (all of it in a precision below
+    fp32), in proportion where the row is larger; and a unit of the output's dtype, or of the
+    precision, at the row's norm.
 
     Args:
         asked: the original's answers.
@@ -204,13 +206,14 @@ def noise_floor(
         return NoiseFloor(
             truth=original, like=original, norms=empty, peaks=empty, factor=factor, most=most
         )
+    least = 1.0 if unit else LEAST
     sizes, unit = asked.sizes(), max(unit, float(np.finfo(original.dtype).eps))
     norms = [asked.norms(), unit * sizes]
     peaks = [asked.peaks(), unit * np.abs(_flat(truth)).max(axis=1, initial=0.0)]
     if usual is not None:
         larger = sizes / usual.size if usual.size > 0 else np.zeros_like(sizes)
-        norms.append(np.maximum(larger, LEAST) * usual.norm)
-        peaks.append(np.maximum(larger, LEAST) * usual.peak)
+        norms.append(np.maximum(larger, least) * usual.norm)
+        peaks.append(np.maximum(larger, least) * usual.peak)
     return NoiseFloor(
         truth=truth,
         like=original,
