@@ -18,6 +18,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
+from tlexport.errors import RepositoryError
 from tlexport.serving import config
 from tlexport.serving.config import CONFIG, Settings, Step
 from tlexport.serving.repository import NewVersion
@@ -29,17 +30,21 @@ TASK = "pipeline"
 GOLDEN = "pipeline.json"
 STEPS = Path(__file__).parent / "steps"
 LEAST_VERSIONS = 2
+REFUSED = f"in {RAW!r}; got: "
+"""What a refusal of the preprocessing step has in it."""
 
 
 class Golden(msgspec.Struct, frozen=True, kw_only=True):
     """Golden samples in the version's folder and the original's answers, best first.
 
-    `scale` is the largest |score| that the original gives.
+    `margins` are the first probability less the second, and `scale` is the largest |score| that
+    the original gives.
     """
 
     raw: tuple[str, ...]
     labels: tuple[tuple[str, ...], ...]
     probabilities: tuple[tuple[float, ...], ...]
+    margins: tuple[float, ...]
     scale: float
 
 
@@ -72,15 +77,36 @@ def pipeline_of(model: str) -> str:
     return f"{model}_pipeline"
 
 
-def model_of(pipeline: str) -> str:
-    """The model of a pipeline by their names; "" where it is named otherwise."""
-    return pipeline.removesuffix("_pipeline") if pipeline.endswith("_pipeline") else ""
+def whole(model: str) -> tuple[str, ...]:
+    """The names of a model and all that stands around it."""
+    return (preprocess_of(model), model, postprocess_of(model), pipeline_of(model))
 
 
-def steps_of(pipeline: str) -> tuple[str, ...]:
-    """The models that a pipeline is made of, by their names."""
-    model = model_of(pipeline)
-    return (preprocess_of(model), model, postprocess_of(model)) if model else ()
+def around_step(name: str) -> str:
+    """The pipeline that a model of this name is but a step of; "" for any other name."""
+    for suffix in ("_preprocess", "_postprocess"):
+        if name.endswith(suffix):
+            return pipeline_of(name.removesuffix(suffix))
+    return ""
+
+
+def golden_of(version: Path) -> Golden | None:
+    """The golden files of a version's folder and their answers; None where it has none.
+
+    Raises:
+        RepositoryError: what should tell of them cannot be read.
+    """
+    path = version / GOLDEN
+    if not path.is_file():
+        return None
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=Golden)
+    except (OSError, msgspec.DecodeError) as error:
+        raise RepositoryError(
+            f"golden files and their answers in {str(path)!r}",
+            got=str(error),
+            fix="package the model again",
+        ) from error
 
 
 def there(repository: Path, model: str) -> int | None:

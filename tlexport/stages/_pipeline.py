@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
@@ -9,7 +11,8 @@ import numpy as np
 
 from tlexport import plugins
 from tlexport.bundle import Bundle
-from tlexport.errors import BundleError, OptionError
+from tlexport.errors import BundleError, OptionError, ServerError
+from tlexport.runtimes import Runtime
 from tlexport.serving import pipeline
 from tlexport.spec import ModelSpec, rows
 
@@ -60,6 +63,7 @@ def pipeline_for(home: Bundle, spec: ModelSpec, top: int, kept: int) -> pipeline
             raw=tuple(f"{FOLDER}/{file.name}" for file in raw),
             labels=tuple(tuple(spec.labels[n] for n in row[:top]) for row in decided.order),
             probabilities=tuple(tuple(map(float, row[:top])) for row in decided.probabilities),
+            margins=tuple(float(row[0] - row[1:2].sum()) for row in decided.probabilities),
             scale=float(np.abs(golden.outputs[first.name]).max()),
         ),
         top=top,
@@ -93,3 +97,37 @@ def _hold_inputs(home: Bundle, spec: ModelSpec, reader: ModuleType) -> None:
             got=", ".join(declared),
             fix="leave --pipeline out, and send arrays",
         )
+
+
+@dataclass(frozen=True)
+class Told:
+    """What a served pipeline says of an item, best first; or why it cannot."""
+
+    labels: tuple[str, ...]
+    probabilities: tuple[float, ...]
+    error: str = ""
+
+
+def raw_answers(runtime: Runtime, items: Sequence[bytes]) -> list[Told]:
+    """A pipeline's answers to one request of raw items; a refusal of a single one is its error.
+
+    Raises:
+        ServerError: the request failed as a whole.
+    """
+    if not items:
+        return []
+    column = np.empty((len(items), 1), dtype=np.object_)
+    column[:, 0] = items
+    try:
+        answer = runtime({pipeline.RAW: column})
+    except ServerError as error:
+        if len(items) == 1 and pipeline.REFUSED in error.got:
+            return [Told((), (), error.got.partition(", ")[2])]
+        raise
+    found = []
+    for row in range(len(items)):
+        why = answer[pipeline.ERROR][row, 0].decode()
+        labels = tuple(label.decode() for label in answer[pipeline.LABEL][row])
+        likely = tuple(float(p) for p in answer[pipeline.PROBABILITY][row])
+        found.append(Told((), (), why) if why else Told(labels, likely))
+    return found

@@ -82,8 +82,8 @@ def package(
         threads=threads,
         cores=granted,
         triton_oldest=_oldest(artifact),
-        pipeline=pipeline.pipeline_of(settings.name) if len(together) > 1 else "",
-        steps=pipeline.steps_of(pipeline.pipeline_of(settings.name)) if len(together) > 1 else (),
+        pipeline=together[-1].settings.name if len(together) > 1 else "",
+        steps=tuple(step.model for step in together[-1].steps),
         files=_files(Path(place) / settings.name, number),
     )
     home.write_report("package", found)
@@ -203,6 +203,12 @@ def _with_pipeline(
     """The version, with its pipeline around it where one is asked for or there already."""
     before = pipeline.there(place, new.settings.name)
     if before is None and not options.pipeline:
+        if options.top:
+            raise OptionError(
+                "--pipeline, or a model that has one, for --top",
+                got=f"--top {options.top} alone",
+                fix="pass --pipeline too, or leave --top out",
+            )
         return (new,)
     top = options.top or before or 1
     return pipeline.around(new, pipeline_for(home, new.spec, top, GOLDEN_KEPT))

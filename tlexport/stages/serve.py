@@ -15,7 +15,7 @@ from tlexport.options import RuntimeOptions, ServeOptions
 from tlexport.progress import Progress, silent
 from tlexport.reports import ServedModel, ServeReport
 from tlexport.runtimes import connect
-from tlexport.serving import choice, repository
+from tlexport.serving import choice, pipeline, repository
 from tlexport.serving.lint import lint
 from tlexport.serving.server import Server
 from tlexport.spec import Tensors
@@ -87,11 +87,10 @@ def serve(
     ready_s = time.perf_counter() - began
     try:
         models = []
+        names = {entry["name"] for entry in ready}
         for done, entry in enumerate(ready):
             progress("asking a golden sample", done, len(ready))
-            name, version = entry["name"], entry.get("version", "")
-            asked = ask_golden(server.grpc, folder, name, version)
-            models.append(ServedModel(name=name, version=version, golden_max_abs=asked))
+            models.append(_asked(server.grpc, folder, entry, names))
         progress("asking a golden sample", len(ready), len(ready))
     except BaseException:
         server.stop()
@@ -118,6 +117,54 @@ def explained(error: ServerError, folder: Path) -> ServerError:
     told = [f"{each.model}, {each.rule}: {each.fix}" for each in found[:MOST_TOLD]]
     told += [f"`tlexport lint {folder}` tells the whole of it"]
     return type(error)(error.expected, got=error.got, fix="\n       ".join(told))
+
+
+def _asked(address: str, folder: Path, entry: dict[str, str], names: set[str]) -> ServedModel:
+    """A served model, once it was asked its golden sample."""
+    name, version = entry["name"], entry.get("version", "")
+    golden = pipeline.golden_of(folder / name / version)
+    if golden is not None:
+        label, off = _ask_raw(address, (folder, name, version), golden)
+        return ServedModel(name=name, version=version, golden_max_abs=off, golden_label=label)
+    around = pipeline.around_step(name)
+    return ServedModel(
+        name=name,
+        version=version,
+        golden_max_abs=ask_golden(address, folder, name, version),
+        step_of=around if around in names else "",
+    )
+
+
+def _ask_raw(
+    address: str, place: tuple[Path, str, str], golden: pipeline.Golden
+) -> tuple[str, float]:
+    """Ask a pipeline its first golden file: the likeliest label, and a probability's difference.
+
+    Raises:
+        ServerError: the answer is an error, or not the golden one within what TOLERANCE of the
+            scores' scale does to a probability.
+    """
+    folder, model, version = place
+    content = (folder / model / version / golden.raw[0]).read_bytes()
+    expected = f"{model!r} to answer {golden.raw[0]!r} as when it was packaged"
+    fix = "verify the bundle and package it again; a served file or the server is another"
+    runtime = connect(f"triton@{address}", None, RuntimeOptions(model=model, version=version))
+    try:
+        answer = runtime({pipeline.RAW: np.array([[content]], dtype=np.object_)})
+    except ServerError as error:
+        raise ServerError(expected, got=error.got, fix=fix) from error
+    finally:
+        runtime.close()
+    found = [label.decode() for label in answer[pipeline.LABEL][0]]
+    likely = answer[pipeline.PROBABILITY][0].astype(np.float64)
+    off = float(np.abs(likely - golden.probabilities[0]).max())
+    allowed = float(np.expm1(2 * TOLERANCE * golden.scale)) + TOLERANCE
+    same = found[0] == golden.labels[0][0] or golden.margins[0] <= allowed
+    if not (off <= allowed and same):  # not-a-number is not within anything
+        told = f"{found[0]!r} at {likely[0]:.3g}"
+        was = f"{golden.labels[0][0]!r} at {golden.probabilities[0][0]:.3g}"
+        raise ServerError(expected, got=f"{told}, where it was {was}", fix=fix)
+    return found[0], off
 
 
 def ask_golden(address: str, folder: Path, model: str, version: str) -> float | None:

@@ -53,9 +53,12 @@ class TritonPythonModel:
         for each in asked:
             places = range(start, start + len(each))
             start += len(each)
-            told = [self._told(broken[place]) if place in broken else "" for place in places]
+            told = [
+                self._told(broken[place], len(items[place])) if place in broken else ""
+                for place in places
+            ]
             if len(told) == 1 and told[0]:
-                responses.append(_refusal(told[0]))
+                responses.append(_refusal(told[0], "INVALID_ARG"))
                 continue
             tensors = [
                 pb_utils.Tensor(name, _as(arrays[name][places.start : places.stop], dtype))
@@ -89,8 +92,8 @@ class TritonPythonModel:
     def _arrays(self, items):
         return self.reader.arrays(items, self.numbers, self.files, self.threads)
 
-    def _told(self, why):
-        return f"expected {self.reader.TAKES} in {RAW!r}; got: {why}; fix: {FIX}"
+    def _told(self, why, size):
+        return f"expected {self.reader.TAKES} in {RAW!r}; got: {why} ({size} bytes); fix: {FIX}"
 
 
 def _imported(path):
@@ -112,5 +115,6 @@ def _column(texts):
     return found
 
 
-def _refusal(told):
-    return pb_utils.InferenceResponse([], pb_utils.TritonError(told))
+def _refusal(told, code="INTERNAL"):
+    error = pb_utils.TritonError(told, getattr(pb_utils.TritonError, code))
+    return pb_utils.InferenceResponse([], error)
