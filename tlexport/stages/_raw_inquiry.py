@@ -89,8 +89,11 @@ def hold_pipeline(case: Case, task: ModuleType | None, facts: Mapping[str, Any])
             )
             return []
         good = _hold_answers(asked)
-        _hold_bad_item(asked)
-        return [] if good else list(_causes(asked))
+        mixed = _hold_bad_item(asked)
+        if good:
+            notes.extend(f"{each.told}: no answer changes" for each in _of_preprocess(asked))
+            return [] if mixed is None else [mixed]
+        return list(_causes(asked))
     except TlexportError as error:
         told = f"no usable answer: expected {error.expected}, got {error.got}"
         case.inquiry.note(PIPELINE, pipeline.PROBABILITY, told)
@@ -199,20 +202,22 @@ def _judged(asked: _Asked, row: int, told: Told) -> tuple[float, str]:
     return worst, reason
 
 
-def _hold_bad_item(asked: _Asked) -> None:
+def _hold_bad_item(asked: _Asked) -> Cause | None:
     """A bad item among good ones is told of, and its batch mates are answered as ever."""
     name = pipeline.pipeline_of(asked.model)
-    items = asked.items[:1]
-    mates = [*items, JUNK, *items]
-    found = _told(asked, mates, len(mates))
-    if len(found) == len(mates) and [bool(each.error) for each in found] == [False, True, False]:
-        reason = next(
-            (why for each in (found[0], found[2]) if (why := _judged(asked, 0, each)[1])), ""
-        )
-        reason = reason and f"the batch mate of a bad item: {reason}"
+    mates = [asked.items[0], JUNK, asked.items[0]]
+    reason = ""
+    try:
+        found = _told(asked, mates, len(mates))
+    except TlexportError as error:
+        reason = f"{name} refuses the batch mates of a bad item, too: {error.got}"
     else:
-        reason = f"{name} does not tell a bad item from its batch mates"
+        if [bool(each.error) for each in found] != [False, True, False]:
+            reason = f"{name} does not tell a bad item from its batch mates"
+        elif off := _judged(asked, 0, found[0])[1] or _judged(asked, 0, found[2])[1]:
+            reason = f"{name} answers the batch mates of a bad item otherwise: {off}"
     _note(asked, (BAD_ITEM, len(mates)), None, reason)
+    return Cause(name="bad-item", told=reason, fix=AGAIN) if reason else None
 
 
 def _note(asked: _Asked, what: tuple[str, int], off: float | None, reason: str) -> None:
