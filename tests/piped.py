@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
+import functools
+import shutil
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -11,12 +15,14 @@ import tiny_audio
 import tiny_text
 from PIL import Image
 
-from tlexport.options import TrainOptions
+from tlexport.bundle import Bundle
+from tlexport.options import TrainOptions, VerifyOptions
 from tlexport.stages.export import export
 from tlexport.stages.train import train
 from tlexport.stages.verify import verify
 
-SHORT = {"trials": 1, "epochs": 2, "golden": 6}
+BATCH = 4
+"""The largest batch that is proven, and so served."""
 CLASSES = ("bird", "fruit", "vehicle")
 
 
@@ -26,7 +32,7 @@ def write_photos(root: Path, per_class: int = 8) -> Path:
         (root / label).mkdir(parents=True)
         for number, path in enumerate(sorted((photos.fetch() / label).iterdir())[:per_class]):
             image = Image.open(path).convert("RGBA")
-            image.thumbnail((200, 160))
+            image.thumbnail((320, 240))
             if number % 2:
                 image.save(root / label / f"{number}.png")
             else:
@@ -55,30 +61,43 @@ def write_clips(root: Path) -> Path:
     return root
 
 
-def image_bundle(root: Path) -> Path:
-    """photos.bundle: 160 x 160 photos to three classes."""
-    return _proven(write_photos(root / "photos"), root / "photos.bundle", backbone="timm/test_vit")
-
-
-def text_bundle(root: Path) -> Path:
-    """texts.bundle: two inputs, any number of tokens."""
-    net = tiny_text.write(root / "bert", "bert")
-    table = write_texts(root / "texts.csv")
-    return _proven(table, root / "texts.bundle", "text-classification", f"transformers/{net}")
-
-
-def sound_bundle(root: Path) -> Path:
-    """sounds.bundle: clips of any length and their mask."""
-    net = tiny_audio.write(root / "wav2vec2", "wav2vec2")
-    clips = write_clips(root / "clips")
-    return _proven(clips, root / "sounds.bundle", "audio-classification", f"transformers/{net}")
-
-
-def _proven(
-    data: Path, place: Path, task: str = "image-classification", backbone: str = ""
-) -> Path:
-    weights = {"weights": "random"} if backbone.startswith("timm/") else {}
-    train(data, place, TrainOptions(task=task, backbone=backbone, **weights, **SHORT))
+@functools.cache
+def bundle(kind: str) -> Path:
+    """A proven bundle of photos, texts or sounds, made once; copy it to change it."""
+    root = Path(tempfile.mkdtemp(prefix="tlexport-tests-"))
+    atexit.register(shutil.rmtree, root, ignore_errors=True)
+    if kind == "photos":
+        data, options = write_photos(root / "photos"), {"backbone": "timm/test_vit"}
+        options |= {"weights": "random"}
+    elif kind == "texts":
+        data, net = write_texts(root / "texts.csv"), tiny_text.write(root / "bert", "bert")
+        options = {"task": "text-classification", "backbone": f"transformers/{net}"}
+    else:
+        data, net = write_clips(root / "clips"), tiny_audio.write(root / "wav2vec2", "wav2vec2")
+        options = {"task": "audio-classification", "backbone": f"transformers/{net}"}
+        options |= {"max_seconds": 1}
+    place = root / f"{kind}.bundle"
+    train(data, place, TrainOptions(**options, trials=1, epochs=2, golden=6))
     export(place)
-    assert verify(place).passed
+    assert verify(place, VerifyOptions(max_batch=BATCH)).passed
     return place
+
+
+def files(kind: str) -> list[Path]:
+    """The golden files of a bundle, as they came."""
+    home = Bundle(bundle(kind))
+    return [home.raw(sample) for sample in home.manifest.golden]
+
+
+def column(*items: bytes) -> np.ndarray:
+    """Items as a pipeline takes them: object [items, 1]."""
+    found = np.empty((len(items), 1), dtype=np.object_)
+    found[:, 0] = items
+    return found
+
+
+def edit(path: Path, before: str, after: str) -> None:
+    """Change a file of a repository; it must hold `before`."""
+    text = path.read_text()
+    assert before in text
+    path.write_text(text.replace(before, after))

@@ -17,7 +17,7 @@ from tlexport.measure.causes import other_inputs
 from tlexport.reports import Cause, ShapeParity
 from tlexport.runtimes import connect
 from tlexport.serving import pipeline
-from tlexport.spec import Tensors, rows
+from tlexport.spec import Tensors, cast
 from tlexport.stages._causes import PIPELINE, Case
 from tlexport.stages._pipeline import Told, raw_answers
 from tlexport.stages._truth import one_by_one
@@ -32,6 +32,10 @@ ROUNDED = 1e-6
 """A probability in float32 may be off by that much more."""
 SAME = 1e-5
 """Share of the scale by which floating-point inputs of two builds of a decoder may differ."""
+CLEAR = 8.0
+"""A score far above others of 0."""
+LISTED = 32
+"""Labels asked for one by one."""
 VARIANTS: dict[str, tuple[Any, ...]] = {
     "interpolation": ("nearest", "bilinear", "bicubic", "lanczos", "hamming", "box"),
     "mode": ("shortest", "squash", "border"),
@@ -143,7 +147,7 @@ def _ask(asked: _Asked, name: str, inputs: Tensors) -> Tensors:
     options = msgspec.structs.replace(asked.case.runtime, model=name, version=asked.version)
     runtime = connect(asked.where, None, options)
     try:
-        return runtime(inputs)
+        return runtime(cast(inputs, runtime.spec.inputs))
     finally:
         runtime.close()
 
@@ -306,31 +310,41 @@ def _difference(want: Tensors, got: Tensors) -> str:
 
 def _of_postprocess(asked: _Asked) -> Iterator[Cause]:
     """Scores that the postprocessing step turns into other labels."""
-    name, spec = pipeline.postprocess_of(asked.model), asked.case.home.spec
-    scores = spec.outputs[0].name
-    everyone = range(len(asked.raw))
-    swapped: dict[str, str] = {}
-    off = ""
-    for row in everyone:
-        inputs = {
-            scores: rows(asked.scores, [row])[scores],
-            pipeline.ERROR: np.array([[b""]], dtype=np.object_),
-        }
-        try:
-            answer = _ask(asked, name, inputs)
-        except TlexportError as error:
-            yield Cause(name="postprocessing", told=f"{name} refuses: {error.got}", fix=AGAIN)
+    name, labels = pipeline.postprocess_of(asked.model), asked.case.home.spec.labels
+    scores = asked.case.home.spec.outputs[0].name
+    try:
+        for row in range(len(asked.raw)):
+            told = _labelled(asked, asked.scores[scores][row])
+            off = told.error or _judged(asked, row, told)[1]
+            if not off:
+                continue
+            clear = np.eye(len(labels), dtype=np.float32)[:LISTED] * CLEAR
+            first = [_labelled(asked, each).labels[:1] for each in clear]
+            swapped = [
+                f"{label!r} is told as {other!r}"
+                for label, (other,) in zip(labels, first, strict=False)
+                if label != other
+            ]
+            yield Cause(
+                name="postprocessing", told=f"{name}: {', '.join(swapped) or off}", fix=AGAIN
+            )
             return
-        labels = tuple(label.decode() for label in answer[pipeline.LABEL][0])
-        likely = tuple(float(p) for p in answer[pipeline.PROBABILITY][0])
-        _, reason = _judged(asked, row, Told(labels, likely))
-        first = spec.labels[int(asked.decided.order[row, 0])]
-        if reason:
-            off = off or reason
-            swapped |= {first: labels[0]} if labels[0] != first else {}
-    if off:
-        told = ", ".join(f"{one!r} is told as {other!r}" for one, other in swapped.items()) or off
-        yield Cause(name="postprocessing", told=f"{name}: {told}", fix=AGAIN)
+    except TlexportError as error:
+        yield Cause(name="postprocessing", told=f"{name} refuses: {error.got}", fix=AGAIN)
+
+
+def _labelled(asked: _Asked, scores: np.ndarray) -> Told:
+    """What the postprocessing step makes of one item's scores, float [labels]."""
+    inputs = {
+        asked.case.home.spec.outputs[0].name: scores[None],
+        pipeline.ERROR: np.array([[b""]], dtype=np.object_),
+    }
+    answer = _ask(asked, pipeline.postprocess_of(asked.model), inputs)
+    return Told(
+        tuple(label.decode() for label in answer[pipeline.LABEL][0]),
+        tuple(float(p) for p in answer[pipeline.PROBABILITY][0]),
+        answer[pipeline.ERROR][0, 0].decode(),
+    )
 
 
 def _same(want: Tensors, got: Tensors) -> bool:

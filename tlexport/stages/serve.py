@@ -6,11 +6,12 @@ import time
 from pathlib import Path
 from types import TracebackType
 
+import msgspec
 import numpy as np
 
 from tlexport.bundle import read_tensors
 from tlexport.environment import cores
-from tlexport.errors import ServerError
+from tlexport.errors import RepositoryError, ServerError
 from tlexport.options import RuntimeOptions, ServeOptions
 from tlexport.progress import Progress, silent
 from tlexport.reports import ServedModel, ServeReport
@@ -20,10 +21,12 @@ from tlexport.serving.lint import lint
 from tlexport.serving.server import Server
 from tlexport.spec import Tensors
 from tlexport.stages._pipeline import raw_answers
+from tlexport.stages._truth import SHARES
 
 TOLERANCE = 1e-3
 """Largest difference from a golden answer, as a share of the outputs' scale: a smoke test of the
-served path, not the proof that `verify` gives."""
+served path, not the proof that `verify` gives. The original's answers are golden, so that a lower
+precision has its own share of room."""
 
 ROUNDED = 1e-6
 """A probability in float32 may be off by that much more."""
@@ -144,12 +147,13 @@ def _ask_raw(
     """Ask a pipeline its golden files: the label of the first, and the largest difference.
 
     Raises:
-        ServerError: an answer is an error, or not the golden one within what TOLERANCE of the
+        ServerError: an answer is an error, or not the golden one within what its share of the
             scores' scale does to a probability.
     """
     folder, model, version = place
     fix = "verify the bundle and package it again; a served file or the server is another"
-    allowed = float(np.expm1(2 * TOLERANCE * golden.scale)) + ROUNDED
+    share = _tolerance(folder / model / version)
+    allowed = float(np.expm1(2 * share * golden.scale)) + ROUNDED
     runtime = connect(f"triton@{address}", None, RuntimeOptions(model=model, version=version))
     first, largest = "", 0.0
     try:
@@ -177,7 +181,7 @@ def ask_golden(address: str, folder: Path, model: str, version: str) -> float | 
     """Ask a served version its first golden sample; the largest difference, None without one.
 
     Raises:
-        ServerError: the answer is empty, or not the golden one within TOLERANCE of its scale.
+        ServerError: the answer is empty, or not the golden one within its share of the scale.
     """
     path = folder / model / version / repository.GOLDEN
     if not path.is_file():
@@ -190,10 +194,27 @@ def ask_golden(address: str, folder: Path, model: str, version: str) -> float | 
         answers = runtime(inputs)
     finally:
         runtime.close()
-    return max(_difference(model, name, answers, array) for name, array in wanted.items())
+    room = _tolerance(path.parent)
+    return max(_difference(model, name, answers, array, room) for name, array in wanted.items())
 
 
-def _difference(model: str, name: str, answers: Tensors, golden: np.ndarray) -> float:
+def _tolerance(version: Path) -> float:
+    """The share of the scale that answers may be off, by the precision of what is served."""
+    path = version / repository.ORIGIN
+    if not path.is_file():
+        return TOLERANCE
+    try:
+        artifact = msgspec.json.decode(path.read_bytes(), type=repository.Origin).artifact
+    except msgspec.DecodeError as error:
+        raise RepositoryError(
+            f"where a version comes from in {str(path)!r}", got=str(error), fix="package it again"
+        ) from error
+    return max(TOLERANCE, SHARES.get(artifact.rpartition("-")[2], 0.0))
+
+
+def _difference(
+    model: str, name: str, answers: Tensors, golden: np.ndarray, tolerance: float = TOLERANCE
+) -> float:
     answer = answers.get(name)
     expected = f"{model!r} to answer {name!r} as when it was packaged"
     fix = "verify the bundle and package it again; the served file or the server is another"
@@ -206,7 +227,7 @@ def _difference(model: str, name: str, answers: Tensors, golden: np.ndarray) -> 
         return 0.0
     scale = float(np.abs(golden.astype(np.float64)).max()) or 1.0
     found = float(np.abs(answer.astype(np.float64) - golden[:1].astype(np.float64)).max())
-    if not found <= TOLERANCE * scale:  # not-a-number is not within anything
+    if not found <= tolerance * scale:  # not-a-number is not within anything
         raise ServerError(
             expected, got=f"a difference of {found:.3g} where values reach {scale:.3g}", fix=fix
         )
