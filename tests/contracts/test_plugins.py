@@ -182,9 +182,6 @@ def test_a_task_offers_what_the_stages_call(name: str) -> None:
     assert offered == TASK
 
 
-READS = {"load": ["source", "numbers"], "arrays": ["sources", "numbers", "files", "threads"]}
-
-
 @pytest.mark.parametrize("name", plugins.names("tasks"))
 def test_what_a_task_reads_raw_inputs_with_offers_what_a_pipeline_calls(name: str) -> None:
     task = plugins.load("tasks", name)
@@ -194,8 +191,9 @@ def test_what_a_task_reads_raw_inputs_with_offers_what_a_pipeline_calls(name: st
     reader = task.RAW
     assert reader.TAKES.startswith(("the bytes of one ", "one "))
     assert all(suffix.startswith(".") for suffix in reader.suffixes())
-    for verb, taken in READS.items():
-        assert list(inspect.signature(getattr(reader, verb)).parameters)[: len(taken)] == taken
+    taken = list(inspect.signature(reader.arrays).parameters)
+    assert taken == ["sources", "numbers", "files", "threads"]
+    assert next(iter(inspect.signature(reader.load).parameters)) == "source"
 
 
 @pytest.mark.parametrize("name", plugins.names("importers"))

@@ -100,9 +100,7 @@ def verify(
                 kind = f"parity-{artifact.name}"
             served = str(candidate.facts().get("artifact_sha256") or "")
             case = dataclasses.replace(case, served_sha256=served)
-            inquiry.run(candidate)
-            _hold_labels(inquiry, candidate.facts().get("labels"), home.spec.labels)
-            piped = hold_pipeline(case, task, candidate.facts())
+            piped = _inquire(case, task, candidate)
             if options.data is not None:
                 accuracy = _accuracy(home, options, (candidate, truth.reference), progress)
         lost = accuracy is not None and not accuracy.passed
@@ -112,7 +110,7 @@ def verify(
     report = msgspec.structs.replace(
         report,
         accuracy=accuracy,
-        causes=(*found, *(cause for cause in piped if cause.name not in {c.name for c in found})),
+        causes=(*found, *piped),
         walk=walked,
         decided=None if task is None else _decided(home, task, inquiry),
         passed=report.passed and (accuracy is None or accuracy.passed),
@@ -120,6 +118,14 @@ def verify(
     place = home.write_report(kind, report)
     write_atomic(place.with_suffix(".html"), page(report).encode())
     return report
+
+
+def _inquire(case: Case, task: ModuleType | None, candidate: Runtime) -> list[Cause]:
+    """Ask the candidate everything; causes of what a pipeline around it answers otherwise."""
+    case.inquiry.run(candidate)
+    facts = candidate.facts()
+    _hold_labels(case.inquiry, facts.get("labels"), case.home.spec.labels)
+    return hold_pipeline(case, task, facts)
 
 
 def _probes(home: Bundle, task: ModuleType, golden: Golden, most: int) -> list[Probe]:
