@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -21,12 +22,15 @@ from tlexport.bundle import Bundle
 from tlexport.cli import main
 from tlexport.errors import OptionError
 from tlexport.options import (
+    ExportOptions,
     PackageOptions,
     PredictOptions,
     RuntimeOptions,
     ServeOptions,
     VerifyOptions,
 )
+from tlexport.serving import config
+from tlexport.stages.export import export
 from tlexport.stages.package import package
 from tlexport.stages.predict import predict
 from tlexport.stages.serve import serve
@@ -121,7 +125,7 @@ def test_a_bad_item_is_told_and_its_batch_mates_are_answered(ask, kind):
         for part in ("; got: ", why, "; fix: "):
             assert part in errors[1, 0].decode()
         assert list(labels[1]) == [b"", b""]
-        assert np.isnan(likely[1]).all()
+        assert not likely[1].any()
         assert list(errors[[0, 2], 0]) == [b"", b""]
         for row, (label, probability, _) in zip((0, 2), alone, strict=True):
             assert list(labels[row]) == list(label[0])
@@ -143,7 +147,7 @@ def test_a_bad_item_alone_is_refused_in_three_parts(ask, served, kind):
 def test_only_bad_items_are_told_each(ask):
     labels, likely, errors = ask("photos", b"", b"x")
     assert not labels.any()
-    assert np.isnan(likely).all()
+    assert not likely.any()
     assert all("no image" in error.decode() for error in errors[:, 0])
 
 
@@ -191,7 +195,7 @@ def test_http_says_the_same(served, ask, kind):
         client.close()
     wanted = ask(kind, *mates)
     assert found[0].tolist() == wanted[0].tolist()
-    assert np.allclose(found[1], wanted[1], atol=1e-5, equal_nan=True)
+    assert np.allclose(found[1], wanted[1], atol=1e-5)
     assert found[2].tolist() == wanted[2].tolist()
 
 
@@ -204,6 +208,17 @@ def test_curl_sends_a_text_as_json(served, ask):
     assert [label.encode() for label in answers["label"]] == list(labels[0])
     assert np.allclose(answers["probability"], likely[0], atol=1e-5)
     assert answers["error"] == [""]
+
+
+def test_json_of_bad_items_is_json(served):
+    """NaN is no JSON: one bad item would have the whole answer unreadable."""
+    body = {"inputs": [{"name": "raw", "shape": [2, 1], "datatype": "BYTES", "data": ["a", "b"]}]}
+    text = curl(served, "photos", "-d", json.dumps(body))
+    told = json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+    answers = {output["name"]: output["data"] for output in told["outputs"]}
+    assert answers["probability"] == [0.0] * 4
+    assert answers["label"] == [""] * 4
+    assert all("no image" in error for error in answers["error"])
 
 
 @pytest.mark.parametrize("kind", ["photos", "sounds"])
@@ -283,19 +298,11 @@ def test_serve_tells_of_pipelines_and_their_steps(served, capsys):
     assert max(map(len, shown.splitlines())) <= 80
 
 
-def test_with_one_pipeline_on_the_server_predict_needs_no_name(tmp_path, capsys):
-    package(piped.bundle("texts"), tmp_path / "models", PackageOptions(pipeline=True, max_batch=2))
-    with serve(tmp_path / "models") as serving:
-        files = [str(path) for path in piped.files("texts")]
-        with pytest.raises(SystemExit) as ended:
-            main(["predict", f"triton@{serving.report.grpc}", *files])
-    assert ended.value.code == 0
-    shown = capsys.readouterr().out.splitlines()
-    assert [line.split(":")[0] for line in shown] == files
+def test_the_next_version_is_taken_up_under_traffic(tmp_path, capsys):
+    """A polling server: no request fails, and the version that answers only ever grows.
 
-
-def test_the_next_version_is_taken_up_under_traffic(tmp_path):
-    """A polling server: no request fails, and the version that answers only ever grows."""
+    With one pipeline on it, predict needs no name.
+    """
     place, options = tmp_path / "models", PackageOptions(pipeline=True, max_batch=2)
     package(piped.bundle("texts"), place, options)
     with (
@@ -317,7 +324,35 @@ def test_the_next_version_is_taken_up_under_traffic(tmp_path):
         until(lambda: once() == 2)
         for _ in range(200):
             once()
+        files = [str(path) for path in piped.files("texts")]
+        with pytest.raises(SystemExit) as ended:
+            main(["predict", f"triton@{serving.report.grpc}", *files])
     assert seen == sorted(seen)
+    assert ended.value.code == 0
+    assert [line.split(":")[0] for line in capsys.readouterr().out.splitlines()] == files
+
+
+def test_half_precision_at_both_ends(tmp_path, monkeypatch):
+    """The steps write and read float16 where the model's tensors are so."""
+    monkeypatch.setattr("tlexport.stages._race.ROUND_S", 0.01)
+    monkeypatch.setattr("tlexport.stages._race.SETTLE_S", 0.0)
+    home = shutil.copytree(piped.bundle("sounds"), tmp_path / "b")
+    export(home, ExportOptions(precision="fp16", io_precision="fp16"))
+    asked, batches = RuntimeOptions(artifact="onnx-fp16"), VerifyOptions(max_batch=piped.BATCH)
+    assert verify(home, batches, asked).passed
+    options = PackageOptions(artifact="onnx-fp16", pipeline=True, max_batch=piped.BATCH)
+    package(home, tmp_path / "models", options)
+    described = config.parse(tmp_path / "models/sounds_preprocess/config.pbtxt")
+    assert [block.data_type for block in described.output] == [
+        config.pb.TYPE_FP16,
+        config.pb.TYPE_BOOL,
+        config.pb.TYPE_STRING,
+    ]
+    with serve(tmp_path / "models") as serving:
+        where = VerifyOptions(candidate=f"triton@{serving.report.grpc}", max_batch=piped.BATCH)
+        report = verify(home, where, asked)
+    assert report.passed
+    assert {"pipeline", "pipeline, a bad item"} <= {check.check for check in report.checks}
 
 
 def test_nothing_of_ours_and_no_torch_is_in_the_server(served):

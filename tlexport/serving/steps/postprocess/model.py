@@ -47,7 +47,7 @@ class TritonPythonModel:
         labels = self.labels[order]
         likely = np.take_along_axis(probabilities, order, axis=1).astype(np.float32)
         bad = errors[:, 0] != b""
-        labels[bad], likely[bad] = b"", np.nan
+        labels[bad], likely[bad] = b"", 0  # not NaN: JSON has none, and would fail the batch mates
         return pb_utils.InferenceResponse(
             [
                 pb_utils.Tensor(LABEL, labels),
