@@ -183,6 +183,16 @@ def with_spec(home, **changes):
     return found
 
 
+def test_lint_tells_of_a_pipeline_whose_version_is_gone(photos, place):
+    """No word of -1: that would pair what one version reads with another's weights."""
+    package(photos, place, PIPED)
+    (place / "photos_preprocess/1").rename(place / "photos_preprocess/7")
+    (found,) = [each for each in lint(place, cores=cores()) if each.rule == "ensemble-step"]
+    assert (found.model, found.got) == ("photos_pipeline", "1")
+    assert "package the model again" in found.fix
+    assert not found.edits
+
+
 def test_the_command_tells_of_it_and_the_report_is_kept(photos, place, capsys):
     line = ["package", str(photos.root), "-r", str(place), "--pipeline", "--max-batch", "4"]
     with pytest.raises(SystemExit) as ended:

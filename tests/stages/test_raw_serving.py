@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import shutil
 import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -197,6 +199,46 @@ def test_http_says_the_same(served, ask, kind):
     assert found[0].tolist() == wanted[0].tolist()
     assert np.allclose(found[1], wanted[1], atol=1e-5)
     assert found[2].tolist() == wanted[2].tolist()
+
+
+CLIENT = """
+import numpy as np
+import tritonclient.grpc as triton  # or tritonclient.http, at the other port
+
+client = triton.InferenceServerClient("localhost:8001")
+files = ["a.jpg", "b.png"]
+raw = triton.InferInput("raw", [len(files), 1], "BYTES")
+raw.set_data_from_numpy(np.array([[open(file, "rb").read()] for file in files], dtype=object))
+answer = client.infer("photos_pipeline", [raw])
+told = [answer.as_numpy(name) for name in ("label", "probability", "error")]
+for file, label, probability, error in zip(files, *told):
+    print(file, error[0].decode() or f"{label[0].decode()} {probability[0]:.3f}")
+"""
+"""The README's client: nothing of tlexport."""
+
+
+@pytest.mark.parametrize("protocol", ["grpc", "http"])
+def test_the_client_of_the_readme(served, ask, protocol, tmp_path):
+    first, second = good("photos")[:2]
+    for name, content in (("a.jpg", first), ("b.png", second), ("c.jpg", b"no photo")):
+        (tmp_path / name).write_bytes(content)
+    code = CLIENT.replace('"b.png"]', '"c.jpg", "b.png"]')
+    code = code.replace("tritonclient.grpc", f"tritonclient.{protocol}")
+    code = code.replace("localhost:8001", served.grpc if protocol == "grpc" else served.http)
+    ended = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+        env={**os.environ, "PYTHONPATH": ""},
+    )
+    told = ended.stdout.splitlines()
+    labels, likely, _ = ask("photos", first, second)
+    assert told[0] == f"a.jpg {labels[0, 0].decode()} {likely[0, 0]:.3f}"
+    assert told[1].startswith("c.jpg expected the bytes of one image file")
+    assert told[2] == f"b.png {labels[1, 0].decode()} {likely[1, 0]:.3f}"
 
 
 def test_curl_sends_a_text_as_json(served, ask):

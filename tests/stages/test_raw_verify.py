@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import shutil
 
+import onnx
 import piped
 import pytest
+from onnx import helper
 
 from tlexport.bundle import Bundle
 from tlexport.errors import ServerError
 from tlexport.options import PackageOptions, RuntimeOptions, ServeOptions, VerifyOptions
+from tlexport.runtimes import connect
 from tlexport.serving import choice
 from tlexport.stages.package import package
 from tlexport.stages.serve import serve
@@ -20,6 +23,9 @@ PIXELS = 'return {"images": pixels}'
 EXTENT = "image.transform(target, Image.Transform.EXTENT, (0, 0, *image.size), 2)"
 TWICE = "((pixels / 255.0 - 0.45) / 0.225 * 40 + 128).clip(0, 255).astype(np.uint8)"
 SWAPPED = ('"bird",\n    "fruit"', '"fruit",\n    "bird"')
+
+READ = "    try:\n        return np.asarray(_sized("
+HUNGRY = '    if source[:6] == b"MEMORY":\n        raise MemoryError("no memory left")\n'
 
 EDITS = {
     "coarse": ("preprocess/1/image.py", RESIZE, RESIZE.replace("filter_", "0")),
@@ -49,29 +55,27 @@ NAMED = {
 def place(tmp_path_factory):
     """A repository of many copies of one model, each edited in its own way."""
     root = tmp_path_factory.mktemp("edited")
-    for name in (*EDITS, "whole"):
+    for name in (*EDITS, "whole", "hungry", "undefined"):
         options = PackageOptions(pipeline=True, top=3, max_batch=piped.BATCH, name=name)
         package(piped.bundle("photos"), root / "models", options)
     for name, (file, before, after) in EDITS.items():
         piped.edit(root / "models" / f"{name}_{file}", before, after)
-    other_model(root / "models")
+    piped.edit(root / "models" / "hungry_preprocess/1/image.py", READ, HUNGRY + READ)
+    shutil.copytree(root / "models/crossed", root / "models/other")
+    piped.edit(root / "models/other/config.pbtxt", 'name: "crossed"', 'name: "other"')
+    alter(root / "models/other/1/model.onnx", "Neg")
+    alter(root / "models/undefined/1/model.onnx", "Abs", "Neg", "Log")
     return root / "models"
 
 
-def other_model(place):
-    """A model `other` of the same signature whose answers are negative."""
-    import onnx
-    from onnx import helper
-
-    shutil.copytree(place / "crossed", place / "other")
-    piped.edit(place / "other/config.pbtxt", 'name: "crossed"', 'name: "other"')
-    path = place / "other/1/model.onnx"
+def alter(path, *operators):
+    """Append operators to a model's answers."""
     model = onnx.load(path)
     last = model.graph.node[-1]
-    inner = f"{last.output[0]}_kept"
-    wanted = last.output[0]
-    last.output[0] = inner
-    model.graph.node.append(helper.make_node("Neg", [inner], [wanted]))
+    wanted, last.output[0] = last.output[0], "before"
+    names = ["before", *(f"after_{number}" for number in range(len(operators) - 1)), wanted]
+    for operator, given, made in zip(operators, names[:-1], names[1:], strict=True):
+        model.graph.node.append(helper.make_node(operator, [given], [made]))
     onnx.save(model, path)
 
 
@@ -112,6 +116,37 @@ def test_what_was_left_alone_passes(told):
     report = told("whole")
     assert report.passed
     assert report.causes == ()
+
+
+def asked(server, name, *items):
+    """Labels and errors of a pipeline's answer."""
+    runtime = connect(f"triton@{server.grpc}", None, RuntimeOptions(model=f"{name}_pipeline"))
+    try:
+        answer = runtime({"raw": piped.column(*items)})
+    finally:
+        runtime.close()
+    return answer["label"][:, 0].tolist(), [error.decode() for error in answer["error"][:, 0]]
+
+
+def test_what_fails_the_whole_call_is_put_down_to_one_item(server):
+    """Want of memory is no fault that a decoder tells of: each item is tried by itself."""
+    good = piped.files("photos")[0].read_bytes()
+    labels, errors = asked(server, "hungry", good, b"MEMORY", good)
+    assert labels == [labels[0], b"", labels[0]]
+    assert "got: no memory left" in errors[1]
+    assert errors[::2] == ["", ""]
+    with pytest.raises(ServerError, match="got: no memory left"):
+        asked(server, "hungry", b"MEMORY")
+
+
+def test_scores_that_are_no_numbers_are_no_answer(server):
+    good = piped.files("photos")[0].read_bytes()
+    labels, errors = asked(server, "undefined", good, b"no photo")
+    assert labels == [b"", b""]
+    assert "expected finite scores from the model; got: NaN or infinity" in errors[0]
+    assert "no image" in errors[1]
+    with pytest.raises(ServerError, match="expected finite scores"):
+        asked(server, "undefined", good)
 
 
 @pytest.mark.parametrize("name", ["normalised", "swapped", "reversed"])
