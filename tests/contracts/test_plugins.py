@@ -182,6 +182,20 @@ def test_a_task_offers_what_the_stages_call(name: str) -> None:
     assert offered == TASK
 
 
+@pytest.mark.parametrize("name", plugins.names("tasks"))
+def test_what_a_task_reads_raw_inputs_with_offers_what_a_pipeline_calls(name: str) -> None:
+    task = plugins.load("tasks", name)
+    if not hasattr(task, "RAW"):
+        assert name == "tensors", "arrays of any meaning have no raw form"
+        return
+    reader = task.RAW
+    assert reader.TAKES.startswith(("the bytes of one ", "one "))
+    assert all(suffix.startswith(".") for suffix in reader.suffixes())
+    taken = list(inspect.signature(reader.arrays).parameters)
+    assert taken == ["sources", "numbers", "files", "threads"]
+    assert next(iter(inspect.signature(reader.load).parameters)) == "source"
+
+
 @pytest.mark.parametrize("name", plugins.names("importers"))
 def test_an_importer_is_an_option_and_offers_what_the_stage_calls(name: str) -> None:
     importer = plugins.load("importers", name)

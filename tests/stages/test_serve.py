@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 import urllib.request
 
 import numpy as np
@@ -99,3 +100,19 @@ def test_a_refused_model_is_told_of_with_the_edit_that_mends_it(tmp_path, none_l
         serve(tmp_path / "models")
     assert 'double, tensor-unknown: write name: "x"' in caught.value.fix
     assert f"`tlexport lint {tmp_path / 'models'}`" in caught.value.fix
+
+
+def test_a_lower_precision_has_its_own_room(place, none_left):
+    """Golden answers are the original's; int8 may be off by more than float32, and no more."""
+    for share in (0.05, 0.9):
+        path = place / "insects/1/golden.safetensors"
+        scale = np.abs(bundles.answers(bundles.images())).max()
+        moved = bundles.answers(bundles.images()[:4]) + np.float32(share * scale)
+        write_tensors(path, {"input:images": bundles.images()[:4], "output:logits": moved})
+        origin = place / "insects/1/tlexport.json"
+        origin.write_text(re.sub("onnx-[a-z0-9]+", "onnx-int8", origin.read_text()))
+        if share < 0.1:
+            serve(place).stop()
+            continue
+        with pytest.raises(ServerError, match="as when it was packaged"):
+            serve(place)

@@ -37,6 +37,7 @@ def command(bundle: Path, repository: Path, as_json: bool, **values: Any) -> Non
     Example:
       tlexport package demo/digits.bundle -r demo/model_repository
       tlexport package demo/digits.bundle -r demo/other --max-batch 4
+      tlexport package demo/digits.bundle -r demo/model_repository --pipeline
     """
     from tlexport.cli import _terminal
     from tlexport.stages.package import package
@@ -62,4 +63,7 @@ def draw(report: PackageReport, console: Console) -> None:
     )
     for file in report.files:
         console.print(f"  {escape(report.model)}/{escape(file)}")
+    if report.pipeline:
+        around = " and ".join(escape(step) for step in report.steps if step != report.model)
+        console.print(f"raw files in, labels out: {escape(report.pipeline)}, by {around}")
     console.print(f"next: tlexport serve {escape(report.repository)}")

@@ -15,7 +15,7 @@ from tlexport.options import ServeOptions
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from tlexport.reports import ServeReport
+    from tlexport.reports import ServedModel, ServeReport
 
 
 @click.command()
@@ -61,14 +61,26 @@ def draw(report: ServeReport, console: Console) -> None:
 
     console.print(f"{report.server} Triton server ready in {report.ready_s:.1f} s: {report.reason}")
     for model in report.models:
-        checked = (
-            "no golden sample to ask"
-            if model.golden_max_abs is None
-            else f"golden sample answered, difference {model.golden_max_abs:.2g}"
-        )
-        console.print(f"  {escape(model.name)} version {model.version}: {checked}")
+        console.print(f"  {escape(model.name)} version {model.version}: {escape(_checked(model))}")
     console.print(f"gRPC {report.grpc}  HTTP {report.http}  metrics {report.metrics}")
     console.print(f"try:  curl -i http://{report.http}/v2/health/ready")
-    named = f" --model {escape(report.models[0].name)}" if len(report.models) > 1 else ""
+    named = f" --model {escape(_shown(report).name)}" if len(report.models) > 1 else ""
     console.print(f"next: tlexport predict triton@{report.grpc} FILE{named}")
     console.print("Ctrl-C stops it.")
+
+
+def _checked(model: ServedModel) -> str:
+    """What a golden sample said of a model."""
+    if model.step_of:
+        return f"a step of {model.step_of}"
+    if model.golden_max_abs is None:
+        return "no golden sample to ask"
+    if model.golden_label:
+        told = f"golden file answered {model.golden_label!r}"
+        return f"{told}, probability off by {model.golden_max_abs:.2g}"
+    return f"golden sample answered, difference {model.golden_max_abs:.2g}"
+
+
+def _shown(report: ServeReport) -> ServedModel:
+    """The model to try: one that takes files as they are, if there is one."""
+    return next((model for model in report.models if model.golden_label), report.models[0])

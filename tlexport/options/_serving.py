@@ -32,6 +32,17 @@ class PackageOptions(msgspec.Struct, frozen=True, kw_only=True):
         int, Meta(description="versions the server keeps loaded, newest first", ge=1)
     ] = 1
     triton: Annotated[str | None, Meta(description="release YY.MM that must read the file")] = None
+    pipeline: Annotated[
+        bool,
+        Meta(
+            description="serve raw files, too: NAME_pipeline takes images, texts or sound and "
+            "tells labels; a NAME that has one keeps it"
+        ),
+    ] = False
+    top: Annotated[
+        int,
+        Meta(description="labels that the pipeline tells of each item; 0: one, or as before", ge=0),
+    ] = 0
     allow_signature_change: Annotated[
         bool, Meta(description="take a version with other inputs, outputs or labels")
     ] = False

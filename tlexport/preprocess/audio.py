@@ -19,13 +19,16 @@ from __future__ import annotations
 import io
 import math
 import struct
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import soundfile
 import soxr
+
+TAKES = "the bytes of one sound file, such as WAV, FLAC or MP3"
 
 RATES = (100, 1_000_000)
 """Hertz. A damaged header may say anything, and resampling from 1 Hz would take gigabytes."""
@@ -74,6 +77,32 @@ def batch(clips: Sequence[np.ndarray], numbers: dict[str, Any]) -> dict[str, np.
     if not numbers["mask"]:
         return {"samples": samples}
     return {"samples": samples, "attention_mask": np.arange(samples.shape[1]) < lengths[:, None]}
+
+
+def arrays(
+    sources: Sequence[Any],
+    numbers: dict[str, Any],
+    files: Mapping[str, bytes] | None = None,
+    threads: int | None = None,
+) -> tuple[dict[str, np.ndarray], dict[int, str]]:
+    """Decode clips side by side (sources: bytes, or paths) and put them under each other.
+
+    Returns:
+        What `batch` gives, silence for a clip that cannot be read; and why, by its place.
+    """
+    silence = np.zeros(numbers["shortest"], dtype=np.float32)
+    broken: dict[int, str] = {}
+
+    def decode(row: int) -> np.ndarray:
+        try:
+            return load(sources[row], numbers)
+        except (ValueError, OSError) as error:
+            broken[row] = str(error)
+            return silence
+
+    with ThreadPoolExecutor(threads) as pool:
+        clips = list(pool.map(decode, range(len(sources))))
+    return batch(clips, numbers), dict(sorted(broken.items()))
 
 
 def length(source: Path | bytes, numbers: dict[str, Any]) -> int:

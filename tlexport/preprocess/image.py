@@ -21,11 +21,15 @@ and where `resize` is not square, it is timm's `ResizeKeepRatio`, which rounds w
 from __future__ import annotations
 
 import io
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
+
+TAKES = "the bytes of one image file, such as JPEG or PNG"
 
 MAX_PIXELS = 178_956_970
 """Larger images are refused as decompression bombs (twice Pillow's own warning limit)."""
@@ -49,6 +53,32 @@ def load(source: Path | bytes, numbers: dict[str, Any]) -> np.ndarray:
         raise ValueError("no image in a format that can be read") from error
     except Exception as error:  # decoders raise anything on damaged bytes: struct.error, KeyError
         raise ValueError(str(error) or type(error).__name__) from error
+
+
+def arrays(
+    sources: Sequence[Any],
+    numbers: dict[str, Any],
+    files: Mapping[str, bytes] | None = None,
+    threads: int | None = None,
+) -> tuple[dict[str, np.ndarray], dict[int, str]]:
+    """Decode images side by side (sources: bytes, or paths).
+
+    Returns:
+        "images", uint8 [batch, height, width, 3], zeros for one that cannot be read; and why, by
+        its place.
+    """
+    pixels = np.zeros((len(sources), *numbers["size"], 3), dtype=np.uint8)
+    broken: dict[int, str] = {}
+
+    def decode(row: int) -> None:
+        try:
+            pixels[row] = load(sources[row], numbers)
+        except ValueError as error:
+            broken[row] = str(error)
+
+    with ThreadPoolExecutor(threads) as pool:
+        list(pool.map(decode, range(len(sources))))
+    return {"images": pixels}, dict(sorted(broken.items()))
 
 
 def suffixes() -> set[str]:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from tokenizers import Tokenizer
+
+TAKES = "one text in UTF-8"
 
 TOKENIZER = "tokenizer.json"
 
@@ -58,6 +60,30 @@ def batch(texts: Sequence[str], numbers: dict[str, Any], tokenizer: bytes) -> di
         input_ids[row, where] = ids
         attention_mask[row, where] = 1
     return {"input_ids": input_ids, "attention_mask": attention_mask}
+
+
+def arrays(
+    sources: Sequence[Any],
+    numbers: dict[str, Any],
+    files: Mapping[str, bytes],
+    threads: int | None = None,
+) -> tuple[dict[str, np.ndarray], dict[int, str]]:
+    """Tokenise texts together (sources: bytes, or paths); `files` hold the tokenizer.
+
+    Returns:
+        What `batch` gives, the empty text for one that cannot be read; and why, by its place.
+
+    Raises:
+        ValueError: the tokenizer is not the one that the numbers were made with.
+    """
+    texts, broken = [], {}
+    for row, source in enumerate(sources):
+        try:
+            texts.append(load(source))
+        except ValueError as error:
+            texts.append("")
+            broken[row] = str(error)
+    return batch(texts, numbers, files[TOKENIZER]), broken
 
 
 @functools.lru_cache(maxsize=4)

@@ -6,7 +6,11 @@ import msgspec
 
 
 class PackageReport(msgspec.Struct, frozen=True, kw_only=True):
-    """Where the model stands in the repository."""
+    """Where the model stands in the repository.
+
+    `files` are below the model's folder; `pipeline` is the ensemble that takes raw files and
+    `steps` the models it is made of, the model itself among them.
+    """
 
     repository: str
     model: str
@@ -18,6 +22,8 @@ class PackageReport(msgspec.Struct, frozen=True, kw_only=True):
     cores: int
     triton_oldest: str
     files: tuple[str, ...]
+    pipeline: str = ""
+    steps: tuple[str, ...] = ()
 
 
 class LintFinding(msgspec.Struct, frozen=True, kw_only=True):
@@ -52,11 +58,17 @@ class LintReport(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ServedModel(msgspec.Struct, frozen=True, kw_only=True):
-    """A model a server answers for; `golden_max_abs` is None where no golden sample is known."""
+    """A model a server answers for; `golden_max_abs` is None where no golden sample is known.
+
+    Of a pipeline it is the difference of a probability, and `golden_label` what it answers to a
+    golden file. `step_of` is the pipeline that a model is only a step of.
+    """
 
     name: str
     version: str
     golden_max_abs: float | None
+    golden_label: str = ""
+    step_of: str = ""
 
 
 class ServeReport(msgspec.Struct, frozen=True, kw_only=True):

@@ -15,6 +15,7 @@ from tlexport.options import RuntimeOptions
 from tlexport.runtimes._wire import Line, Model, SharedLine
 from tlexport.serving.client import Client, parse
 from tlexport.serving.config import DIGESTS_PARAMETER, SPEC_PARAMETER
+from tlexport.serving.pipeline import pipeline_of, whole
 from tlexport.spec import TRITON_DTYPES, ModelSpec, Tensors, TensorSpec, cast
 
 NUMPY_DTYPES = {triton: name for name, triton in TRITON_DTYPES.items()}
@@ -43,9 +44,10 @@ def open(bundle: Bundle | None, where: str, options: RuntimeOptions) -> TritonRu
         config = client.config(model, version)
         spec = bundle.spec if bundle else _spec_of(client, model, version, config)
         told = client.server()
+        around = _around(client, model)
     finally:
         client.close()
-    facts = _facts(where, told, model, version, config)
+    facts = _facts(where, told, model, version, config) | around
     opened = Model(name=model, version=version, facts=facts, dtypes=_dtypes(config))
     return TritonRuntime(where, options, spec, opened)
 
@@ -154,8 +156,12 @@ def _on_the_wire(spec: ModelSpec, model: Model) -> ModelSpec:
 
 
 def _only_model(client: Client) -> str:
+    """The one model in service, or the pipeline that all the others are steps of."""
     entries = client.models()
     ready = sorted({entry["name"] for entry in entries if entry.get("state") == "READY"})
+    for name in ready:
+        if set(ready) == set(whole(name)):
+            return pipeline_of(name)
     if len(ready) == 1:
         return str(ready[0])
     if not ready:
@@ -169,6 +175,21 @@ def _only_model(client: Client) -> str:
         got=f"{len(ready)} models: {', '.join(ready)}",
         fix="pass --model NAME",
     )
+
+
+def _around(client: Client, model: str) -> dict[str, str]:
+    """The pipeline around a model, its version in service, or why there is none; {} without one."""
+    name = pipeline_of(model)
+    entries = [entry for entry in client.models() if entry["name"] == name]
+    if not entries:
+        return {}
+    ready = [int(entry["version"]) for entry in entries if entry.get("state") == "READY"]
+    reasons = [_told_of(entry) for entry in entries]
+    return {
+        "pipeline": name,
+        "pipeline_version": str(max(ready)) if ready else "",
+        "pipeline_reason": "" if ready else "; ".join(reasons),
+    }
 
 
 def _told_of(entry: dict[str, Any]) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import struct
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import msgspec
@@ -37,6 +37,14 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     instances: int
     threads: int
     keep_versions: int
+
+
+class Step(msgspec.Struct, frozen=True, kw_only=True):
+    """A step of an ensemble: a model's own tensors by name, each to the ensemble's name for it."""
+
+    model: str
+    inputs: dict[str, str]
+    outputs: dict[str, str]
 
 
 def thread_budget(instances: int, threads: int, cores: int) -> tuple[int, int]:
@@ -78,6 +86,28 @@ def build(
         config.dynamic_batching.CopyFrom(batching_block(settings))
     config.model_warmup.extend(warmup_blocks(spec, settings.max_batch, sample))
     for name, value in parameters(spec, settings, digests).items():
+        config.parameters[name].string_value = value
+    return config
+
+
+def ensemble(
+    spec: ModelSpec,
+    settings: Settings,
+    steps: Sequence[Step],
+    number: int,
+    digests: Mapping[str, str],
+) -> pb.ModelConfig:
+    """The configuration of an ensemble whose steps are all of version `number`."""
+    config = pb.ModelConfig(name=settings.name, platform="ensemble")
+    config.max_batch_size = settings.max_batch
+    config.input.extend(input_block(tensor, settings.max_batch) for tensor in spec.inputs)
+    config.output.extend(output_block(tensor, settings.max_batch) for tensor in spec.outputs)
+    config.version_policy.latest.num_versions = settings.keep_versions
+    for step in steps:
+        block = config.ensemble_scheduling.step.add(model_name=step.model, model_version=number)
+        block.input_map.update(step.inputs)
+        block.output_map.update(step.outputs)
+    for name, value in described(spec, digests).items():
         config.parameters[name].string_value = value
     return config
 
@@ -139,6 +169,13 @@ def parameters(spec: ModelSpec, settings: Settings, digests: Mapping[str, str]) 
     return {
         "intra_op_thread_count": str(settings.threads),
         "inter_op_thread_count": "1",
+        **described(spec, digests),
+    }
+
+
+def described(spec: ModelSpec, digests: Mapping[str, str]) -> dict[str, str]:
+    """What a client may want to know of the model, as parameters."""
+    return {
         SPEC_PARAMETER: msgspec.json.encode(spec).decode(),
         DIGESTS_PARAMETER: msgspec.json.encode(dict(digests), order="deterministic").decode(),
     }

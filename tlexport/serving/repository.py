@@ -18,7 +18,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import msgspec
@@ -30,7 +30,7 @@ from tlexport.checks import check_name
 from tlexport.errors import OptionError, RepositoryError
 from tlexport.files import cannot_write, sync_file, sync_folder, write_atomic
 from tlexport.serving import config
-from tlexport.serving.config import CONFIG, LABELS, WARMUP, Settings
+from tlexport.serving.config import CONFIG, LABELS, WARMUP, Settings, Step
 from tlexport.spec import ModelSpec
 
 ORIGIN = "tlexport.json"
@@ -56,35 +56,53 @@ class Origin(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class NewVersion(msgspec.Struct, frozen=True, kw_only=True):
-    """All that makes a version: `files` are (where it is, its path below the version folder)."""
+    """All that makes a version.
+
+    `files` are (where it is or its content, its path below the version folder); golden samples
+    are kept where there are answers to them; `steps` make it an ensemble.
+    """
 
     spec: ModelSpec
     settings: Settings
-    files: tuple[tuple[Path, str], ...]
+    files: tuple[tuple[Path | bytes, str], ...]
     origin: Origin
     golden_inputs: dict[str, np.ndarray]
     golden_outputs: dict[str, np.ndarray]
+    steps: tuple[Step, ...] = ()
+
+    def configuration(self, number: int, digests: Mapping[str, str]) -> pb.ModelConfig:
+        """The configuration as of this version."""
+        if self.steps:
+            return config.ensemble(self.spec, self.settings, self.steps, number, digests)
+        sample = {name: array[:1] for name, array in self.golden_inputs.items()}
+        return config.build(self.spec, self.settings, sample, digests)
 
 
-def install(repository: Path, new: NewVersion, allow_signature_change: bool = False) -> int:
+def install(
+    repository: Path, new: NewVersion | Sequence[NewVersion], allow_signature_change: bool = False
+) -> int:
     """Add the next version of a model; its number. Several packagers may do so at once.
+
+    Of several models all get the same number, and appear in order: all of them, or none.
 
     Raises:
         OptionError: the name is not one that Triton can bear.
         RepositoryError: the signature is not that of the model in place, or it cannot be written.
     """
-    check_name(new.settings.name)
-    for label in new.spec.labels:
-        if "\n" in label:
-            raise RepositoryError(
-                "labels of one line each", got=repr(label), fix="rename the label's folder"
-            )
+    together = [new] if isinstance(new, NewVersion) else list(new)
+    for each in together:
+        check_name(each.settings.name)
+        for label in each.spec.labels:
+            if "\n" in label:
+                raise RepositoryError(
+                    "labels of one line each", got=repr(label), fix="rename the label's folder"
+                )
     try:
         repository.mkdir(parents=True, exist_ok=True)
         with _locked(repository):
-            if not allow_signature_change:
-                _hold_signature(repository / new.settings.name, new)
-            return _install(repository, new)
+            for each in together if not allow_signature_change else ():
+                _hold_signature(repository / each.settings.name, each)
+            return _install(repository, together)
     except OSError as error:
         raise RepositoryError(
             f"to write the repository {str(repository)!r}",
@@ -171,7 +189,7 @@ def fully_described(repository: Path) -> bool:
                 return False
             found = config.parse(path / CONFIG)
             whole = found.input and found.output and (found.backend or found.platform)
-            if not whole or not found.instance_group:
+            if not whole or not (found.instance_group or found.platform == "ensemble"):
                 return False
     return True
 
@@ -195,36 +213,58 @@ def _check_model(folder: Path, numbers: list[int]) -> None:
         )
 
 
-def _install(repository: Path, new: NewVersion) -> int:
-    model = repository / new.settings.name
+def _install(repository: Path, together: Sequence[NewVersion]) -> int:
+    """Make every version beside its place, then put one after the other there."""
     beside = _stage_place(repository)
-    if beside is None:
-        model.mkdir(exist_ok=True)
-    if model.is_dir():
-        number = _next_number(model)
-        try:
-            with _staging(model) as stage:
-                _fill_version(stage, new)
-                _describe(model, new, number)
-                stage.rename(model / str(number))
-                sync_folder(model)
-        except BaseException:
-            with contextlib.suppress(OSError):  # only where nothing is in it yet
-                model.rmdir()
-            raise
-        return number
-    with _staging(beside or model) as stage:
-        _describe(stage, new, 1)
-        (stage / "1").mkdir()
-        _fill_version(stage / "1", new)
-        stage.rename(model)
-        sync_folder(repository)
-    return 1
+    places = [repository / new.settings.name for new in together]
+    with contextlib.ExitStack() as stages, contextlib.ExitStack() as undo:
+        for place in places:
+            if beside is None and not place.is_dir():
+                place.mkdir()
+                undo.callback(shutil.rmtree, place, ignore_errors=True)
+        number = max(map(_next_number, places))
+        made = []
+        for place, new in zip(places, together, strict=True):
+            there = place.is_dir()
+            stage = stages.enter_context(_staging(place if there else beside or place))
+            _fill_version(stage if there else stage / str(number), new)
+            made.append(stage)
+        for place, stage, new in zip(places, made, together, strict=True):
+            undo.callback(_put(place, stage, new, number))
+        undo.pop_all()
+    return number
+
+
+def _put(place: Path, stage: Path, new: NewVersion, number: int) -> Callable[[], None]:
+    """Make a filled folder the version of its model; what takes it back."""
+    if not place.is_dir():
+        _describe(stage, new, number)
+        stage.rename(place)
+        sync_folder(place.parent)
+        return lambda: shutil.rmtree(place)
+    before = {path: path.read_bytes() for path in place.iterdir() if path.name in (CONFIG, LABELS)}
+    version = place / str(number)
+
+    def back() -> None:
+        if version.is_dir():
+            version.rename(stage)
+        for path, content in before.items():
+            if path.read_bytes() != content:
+                write_atomic(path, content)
+
+    try:
+        _describe(place, new, number)
+        stage.rename(version)
+        sync_folder(place)
+    except BaseException:
+        back()
+        raise
+    return back
 
 
 def _next_number(model: Path) -> int:
     """The number after the last; a file of such a name is in the way as well."""
-    taken = [path.name for path in model.iterdir()]
+    taken = [path.name for path in model.iterdir()] if model.is_dir() else []
     numbers = [int(name) for name in taken if NUMBER.fullmatch(name)]
     return max(numbers, default=0) + 1
 
@@ -259,11 +299,15 @@ def _fill_version(folder: Path, new: NewVersion) -> None:
     for source, name in new.files:
         place = folder / name
         place.parent.mkdir(parents=True, exist_ok=True)
+        if isinstance(source, bytes):
+            write_atomic(place, source)
+            continue
         shutil.copyfile(source, place)
         sync_file(place)
     sides = {"input": new.golden_inputs, "output": new.golden_outputs}
     golden = {f"{side}:{name}": a for side, each in sides.items() for name, a in each.items()}
-    write_tensors(folder / GOLDEN, golden)
+    if new.golden_outputs:
+        write_tensors(folder / GOLDEN, golden)
     write_atomic(folder / ORIGIN, encode(new.origin))
 
 
@@ -275,17 +319,16 @@ def _describe(model: Path, new: NewVersion, number: int) -> None:
     known = config.digests_of(before) if before is not None else {}
     digests = {version: sha for version, sha in known.items() if version in kept}
     digests[str(number)] = new.origin.artifact_sha256
-    sample = {name: array[:1] for name, array in new.golden_inputs.items()}
-    built = config.build(new.spec, new.settings, sample, digests)
+    built = new.configuration(number, digests)
     if new.spec.labels:
         write_atomic(model / LABELS, "".join(f"{label}\n" for label in new.spec.labels).encode())
-    for tensor in new.spec.inputs:
-        array = sample[tensor.name]
-        write_atomic(model / WARMUP / config.warmup_name(array), config.raw_bytes(array))
+    for array in new.golden_inputs.values():
+        raw = config.raw_bytes(array[:1])
+        write_atomic(model / WARMUP / config.warmup_name(array[:1]), raw)
     write_atomic(place, config.text(built).encode())
     named = _warmup_files(built) | (_warmup_files(before) if before is not None else set())
     unfinished = [path for name in (CONFIG, LABELS) for path in model.glob(f".{name}.*")]
-    for path in (*unfinished, *(model / WARMUP).iterdir()):  # a killed packager's, or outdated
+    for path in (*unfinished, *(model / WARMUP).glob("*")):  # a killed packager's, or outdated
         if path.name not in named:
             path.unlink()
 
@@ -299,8 +342,7 @@ def _hold_signature(model: Path, new: NewVersion) -> None:
     if not (model / CONFIG).is_file():
         return
     before = _signature(config.parse(model / CONFIG), model)
-    sample = {name: array[:1] for name, array in new.golden_inputs.items()}
-    after = _signature(config.build(new.spec, new.settings, sample, {}), None)
+    after = _signature(new.configuration(1, {}), None)
     after["labels"] = list(new.spec.labels)
     for part, value in after.items():
         if before[part] != value:

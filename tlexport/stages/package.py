@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 from tlexport.bundle import Artifact, Bundle, encode
@@ -12,10 +13,11 @@ from tlexport.files import sha256_of, sha256_of_json
 from tlexport.options import FACTOR, PackageOptions
 from tlexport.progress import Progress, silent
 from tlexport.reports import PackageReport, ParityReport
-from tlexport.serving import config, repository
+from tlexport.serving import config, pipeline, repository
 from tlexport.serving.lint import lint
 from tlexport.serving.releases import oldest_that_reads, readers, release
 from tlexport.spec import cast, rows
+from tlexport.stages._pipeline import pipeline_for
 from tlexport.stages._truth import SHARES
 
 WIDEST_TOLERANCE = 0.01
@@ -35,12 +37,14 @@ def package(
     """Write the next version of the model into the repository at `place`, whole or not at all.
 
     Only an artifact that was proven equal to the original is taken: the bundle must hold a passing
-    parity report of this very file and these very weights.
+    parity report of this very file and these very weights. With a pipeline for raw files, asked for
+    or there already, its models appear together with it, or nothing does.
 
     Raises:
         ParityError: there is no such report, it did not pass, or it is of another file.
-        OptionError: more threads than cores, an unknown release, or one that cannot read the file.
-        BundleError: the artifact is missing, changed or stale.
+        OptionError: more threads than cores, an unknown release, one that cannot read the file, or
+            a pipeline for a model that raw files mean nothing to.
+        BundleError: the artifact is missing, changed or stale, or a pipeline's golden files are.
         RepositoryError: the model in place has another signature, it cannot be written, or a
             server would refuse it (then nothing is written).
     """
@@ -64,8 +68,9 @@ def package(
     )
     progress("package", 1, 2)
     new = _new_version(home, artifact, report, settings)
-    _hold_rules(new, options.triton)
-    number = repository.install(Path(place), new, options.allow_signature_change)
+    together = _with_pipeline(home, new, Path(place), options)
+    _hold_rules(together, options.triton)
+    number = repository.install(Path(place), together, options.allow_signature_change)
     progress("package", 2, 2)
     found = PackageReport(
         repository=str(place),
@@ -77,6 +82,8 @@ def package(
         threads=threads,
         cores=granted,
         triton_oldest=_oldest(artifact),
+        pipeline=together[-1].settings.name if len(together) > 1 else "",
+        steps=tuple(step.model for step in together[-1].steps),
         files=_files(Path(place) / settings.name, number),
     )
     home.write_report("package", found)
@@ -190,8 +197,25 @@ def _hold_release(artifact: Artifact, triton: str | None) -> None:
     )
 
 
-def _hold_rules(new: repository.NewVersion, triton: str | None) -> None:
-    """Hold a version against the server's load rules in a repository of its own.
+def _with_pipeline(
+    home: Bundle, new: repository.NewVersion, place: Path, options: PackageOptions
+) -> tuple[repository.NewVersion, ...]:
+    """The version, with its pipeline around it where one is asked for or there already."""
+    before = pipeline.there(place, new.settings.name)
+    if before is None and not options.pipeline:
+        if options.top:
+            raise OptionError(
+                "--pipeline, or a model that has one, for --top",
+                got=f"--top {options.top} alone",
+                fix="pass --pipeline too, or leave --top out",
+            )
+        return (new,)
+    top = options.top or before or 1
+    return pipeline.around(new, pipeline_for(home, new.spec, top, GOLDEN_KEPT))
+
+
+def _hold_rules(together: Sequence[repository.NewVersion], triton: str | None) -> None:
+    """Hold versions against the server's load rules in a repository of its own.
 
     Not in the real one: a server that polls would take it up, and its configuration would stand
     in place of that of the version in service.
@@ -199,14 +223,14 @@ def _hold_rules(new: repository.NewVersion, triton: str | None) -> None:
     Raises:
         RepositoryError: a server would refuse it; the rule is named.
     """
-    wanted, name = release(triton) if triton else None, new.settings.name
+    wanted = release(triton) if triton else None
     with tempfile.TemporaryDirectory(prefix="tlexport.package.") as folder:
         trial = Path(folder) / "trial"  # what is staged lies beside a repository
-        repository.install(trial, new)
-        for each in lint(trial, only=name, triton=wanted, cores=cores()):
+        repository.install(trial, together)
+        for each in lint(trial, triton=wanted, cores=cores()):
             if each.severity == "error":
                 raise RepositoryError(
-                    f"{name!r} as a Triton server loads it: {each.expected}",
+                    f"{each.model!r} as a Triton server loads it: {each.expected}",
                     got=f"{each.got} ({each.rule}, {each.path.relative_to(trial)})",
                     fix=each.fix,
                 )

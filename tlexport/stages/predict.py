@@ -13,7 +13,9 @@ from tlexport.files import is_file, text_of
 from tlexport.options import PredictOptions, RuntimeOptions
 from tlexport.reports import Prediction, PredictReport
 from tlexport.runtimes import Runtime, connect, yardstick_of
+from tlexport.serving import pipeline
 from tlexport.spec import rows
+from tlexport.stages._pipeline import raw_answers
 
 
 def predict(
@@ -25,7 +27,8 @@ def predict(
     """Ask a bundle's model, or a running server, about raw files.
 
     `source` is a bundle's folder, or a runtime that knows its model itself, such as
-    triton@localhost:8001. Files that cannot be read have an `error` in place of labels.
+    triton@localhost:8001: a served pipeline is sent the files as they are. Files that cannot be
+    read have an `error` in place of labels.
 
     Raises:
         DataError: a file does not exist.
@@ -47,16 +50,40 @@ def predict(
     name = str(source) if bundle is None else options.runtime or _default(bundle, runtime.artifact)
     answering = connect(name, bundle, runtime)
     try:
-        task = plugins.load("tasks", answering.spec.task)
+        raw = answering.spec.task == pipeline.TASK
+        task = None if raw else plugins.load("tasks", answering.spec.task)
         needed = bundle.files() if bundle is not None else {}
+        batch = min(options.batch, (raw and answering.facts()["max_batch"]) or options.batch)
         predictions: list[Prediction] = []
-        for at in range(0, len(paths), options.batch):
-            predictions += _ask(
-                answering, task, (paths[at : at + options.batch], needed), options.top
-            )
+        for at in range(0, len(paths), batch):
+            some = paths[at : at + batch]
+            if task is None:
+                predictions += _send(answering, some, options.top)
+            else:
+                predictions += _ask(answering, task, (some, needed), options.top)
     finally:
         answering.close()
     return PredictReport(runtime=name, predictions=tuple(predictions))
+
+
+def _send(answering: Runtime, paths: Sequence[Path], top: int) -> list[Prediction]:
+    """What a served pipeline says of files as they are."""
+    contents, found = {}, {}
+    for row, path in enumerate(paths):
+        try:
+            contents[row] = path.read_bytes()
+        except OSError as error:
+            found[row] = Prediction(
+                source=text_of(path), labels=(), probabilities=(), error=str(error.strerror)
+            )
+    for row, told in zip(contents, raw_answers(answering, list(contents.values())), strict=True):
+        found[row] = Prediction(
+            source=text_of(paths[row]),
+            labels=told.labels[:top],
+            probabilities=told.probabilities[:top],
+            error=told.error,
+        )
+    return [found[row] for row in range(len(paths))]
 
 
 Asked = tuple[Sequence[Path], Mapping[str, bytes]]

@@ -6,24 +6,30 @@ import time
 from pathlib import Path
 from types import TracebackType
 
+import msgspec
 import numpy as np
 
 from tlexport.bundle import read_tensors
 from tlexport.environment import cores
-from tlexport.errors import ServerError
+from tlexport.errors import RepositoryError, ServerError
 from tlexport.options import RuntimeOptions, ServeOptions
 from tlexport.progress import Progress, silent
 from tlexport.reports import ServedModel, ServeReport
 from tlexport.runtimes import connect
-from tlexport.serving import choice, repository
+from tlexport.serving import choice, pipeline, repository
 from tlexport.serving.lint import lint
 from tlexport.serving.server import Server
 from tlexport.spec import Tensors
+from tlexport.stages._pipeline import raw_answers
+from tlexport.stages._truth import SHARES
 
 TOLERANCE = 1e-3
 """Largest difference from a golden answer, as a share of the outputs' scale: a smoke test of the
-served path, not the proof that `verify` gives."""
+served path, not the proof that `verify` gives. The original's answers are golden, so that a lower
+precision has its own share of room."""
 
+ROUNDED = 1e-6
+"""A probability in float32 may be off by that much more."""
 
 MOST_TOLD = 5
 """Findings that are told when the server refuses the repository."""
@@ -87,11 +93,10 @@ def serve(
     ready_s = time.perf_counter() - began
     try:
         models = []
+        names = {entry["name"] for entry in ready}
         for done, entry in enumerate(ready):
             progress("asking a golden sample", done, len(ready))
-            name, version = entry["name"], entry.get("version", "")
-            asked = ask_golden(server.grpc, folder, name, version)
-            models.append(ServedModel(name=name, version=version, golden_max_abs=asked))
+            models.append(_asked(server.grpc, folder, entry, names))
         progress("asking a golden sample", len(ready), len(ready))
     except BaseException:
         server.stop()
@@ -120,11 +125,63 @@ def explained(error: ServerError, folder: Path) -> ServerError:
     return type(error)(error.expected, got=error.got, fix="\n       ".join(told))
 
 
+def _asked(address: str, folder: Path, entry: dict[str, str], names: set[str]) -> ServedModel:
+    """A served model, once it was asked its golden sample."""
+    name, version = entry["name"], entry.get("version", "")
+    golden = pipeline.golden_of(folder / name / version)
+    if golden is not None:
+        label, off = _ask_raw(address, (folder, name, version), golden)
+        return ServedModel(name=name, version=version, golden_max_abs=off, golden_label=label)
+    around = pipeline.around_step(name)
+    return ServedModel(
+        name=name,
+        version=version,
+        golden_max_abs=ask_golden(address, folder, name, version),
+        step_of=around if around in names else "",
+    )
+
+
+def _ask_raw(
+    address: str, place: tuple[Path, str, str], golden: pipeline.Golden
+) -> tuple[str, float]:
+    """Ask a pipeline its golden files: the label of the first, and the largest difference.
+
+    Raises:
+        ServerError: an answer is an error, or not the golden one within what its share of the
+            scores' scale does to a probability.
+    """
+    folder, model, version = place
+    fix = "verify the bundle and package it again; a served file or the server is another"
+    share = _tolerance(folder / model / version)
+    allowed = float(np.expm1(2 * share * golden.scale)) + ROUNDED
+    runtime = connect(f"triton@{address}", None, RuntimeOptions(model=model, version=version))
+    first, largest = "", 0.0
+    try:
+        for row, file in enumerate(golden.raw):
+            (told,) = raw_answers(runtime, [(folder / model / version / file).read_bytes()])
+            off = np.abs(np.subtract(told.probabilities or np.nan, golden.probabilities[row])).max()
+            wanted = golden.labels[row]
+            same = told.labels[:1] == wanted[:1] or golden.margins[row] <= allowed
+            if not (off <= allowed and same):  # not-a-number is not within anything
+                labels, likely = told.labels, told.probabilities
+                got = told.error or f"{labels[0]!r} at {likely[0]:.4g}"
+                raise ServerError(
+                    f"{model!r} to answer {file!r} as when it was packaged: {wanted[0]!r} at "
+                    f"{golden.probabilities[row][0]:.4g}",
+                    got=got,
+                    fix=fix,
+                )
+            first, largest = first or told.labels[0], max(largest, float(off))
+    finally:
+        runtime.close()
+    return first, largest
+
+
 def ask_golden(address: str, folder: Path, model: str, version: str) -> float | None:
     """Ask a served version its first golden sample; the largest difference, None without one.
 
     Raises:
-        ServerError: the answer is empty, or not the golden one within TOLERANCE of its scale.
+        ServerError: the answer is empty, or not the golden one within its share of the scale.
     """
     path = folder / model / version / repository.GOLDEN
     if not path.is_file():
@@ -137,10 +194,27 @@ def ask_golden(address: str, folder: Path, model: str, version: str) -> float | 
         answers = runtime(inputs)
     finally:
         runtime.close()
-    return max(_difference(model, name, answers, array) for name, array in wanted.items())
+    room = _tolerance(path.parent)
+    return max(_difference(model, name, answers, array, room) for name, array in wanted.items())
 
 
-def _difference(model: str, name: str, answers: Tensors, golden: np.ndarray) -> float:
+def _tolerance(version: Path) -> float:
+    """The share of the scale that answers may be off, by the precision of what is served."""
+    path = version / repository.ORIGIN
+    if not path.is_file():
+        return TOLERANCE
+    try:
+        artifact = msgspec.json.decode(path.read_bytes(), type=repository.Origin).artifact
+    except msgspec.DecodeError as error:
+        raise RepositoryError(
+            f"where a version comes from in {str(path)!r}", got=str(error), fix="package it again"
+        ) from error
+    return max(TOLERANCE, SHARES.get(artifact.rpartition("-")[2], 0.0))
+
+
+def _difference(
+    model: str, name: str, answers: Tensors, golden: np.ndarray, tolerance: float = TOLERANCE
+) -> float:
     answer = answers.get(name)
     expected = f"{model!r} to answer {name!r} as when it was packaged"
     fix = "verify the bundle and package it again; the served file or the server is another"
@@ -153,7 +227,7 @@ def _difference(model: str, name: str, answers: Tensors, golden: np.ndarray) -> 
         return 0.0
     scale = float(np.abs(golden.astype(np.float64)).max()) or 1.0
     found = float(np.abs(answer.astype(np.float64) - golden[:1].astype(np.float64)).max())
-    if not found <= TOLERANCE * scale:  # not-a-number is not within anything
+    if not found <= tolerance * scale:  # not-a-number is not within anything
         raise ServerError(
             expected, got=f"a difference of {found:.3g} where values reach {scale:.3g}", fix=fix
         )

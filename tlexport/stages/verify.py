@@ -28,6 +28,7 @@ from tlexport.stages._causes import Case, causes, faults, walk_of
 from tlexport.stages._extremes import extremes
 from tlexport.stages._inquiry import SERVED_LABELS, Inquiry
 from tlexport.stages._page import page
+from tlexport.stages._raw_inquiry import hold_pipeline
 from tlexport.stages._truth import Truth
 
 logger = logging.getLogger(__name__)
@@ -52,7 +53,8 @@ def verify(
     a batch must answer as alone, a permuted batch permuted, twice the same; then the probes of the
     task (other lengths, padding on either side), the ends of each input's range, and, with `data`,
     labelled examples. The reference must still answer what the bundle's golden outputs hold, and
-    NaN and infinity fail. Where it fails (or with `explain`), the file is taken apart to name the
+    NaN and infinity fail. Where a server has a pipeline around the model, the golden files as they
+    came go through it, too. Where it fails (or with `explain`), the file is taken apart to name the
     cause.
 
     Where the reference is the bundle's original and the candidate ran the artifact's file, the
@@ -84,7 +86,7 @@ def verify(
         inquiry = Inquiry(truth, golden, probes, options, progress)
         case = Case(home=home, artifact=artifact, options=options, runtime=runtime, inquiry=inquiry)
         kind = f"parity-{artifact.name}-{options.candidate.partition('@')[0]}"
-        accuracy = None
+        accuracy, piped = None, []
         try:
             candidate = connect(options.candidate, home, runtime)
         except SpecError as error:
@@ -98,8 +100,7 @@ def verify(
                 kind = f"parity-{artifact.name}"
             served = str(candidate.facts().get("artifact_sha256") or "")
             case = dataclasses.replace(case, served_sha256=served)
-            inquiry.run(candidate)
-            _hold_labels(inquiry, candidate.facts().get("labels"), home.spec.labels)
+            piped = _inquire(case, task, candidate)
             if options.data is not None:
                 accuracy = _accuracy(home, options, (candidate, truth.reference), progress)
         lost = accuracy is not None and not accuracy.passed
@@ -109,7 +110,7 @@ def verify(
     report = msgspec.structs.replace(
         report,
         accuracy=accuracy,
-        causes=found,
+        causes=(*found, *piped),
         walk=walked,
         decided=None if task is None else _decided(home, task, inquiry),
         passed=report.passed and (accuracy is None or accuracy.passed),
@@ -117,6 +118,14 @@ def verify(
     place = home.write_report(kind, report)
     write_atomic(place.with_suffix(".html"), page(report).encode())
     return report
+
+
+def _inquire(case: Case, task: ModuleType | None, candidate: Runtime) -> list[Cause]:
+    """Ask the candidate everything; causes of what a pipeline around it answers otherwise."""
+    case.inquiry.run(candidate)
+    facts = candidate.facts()
+    _hold_labels(case.inquiry, facts.get("labels"), case.home.spec.labels)
+    return hold_pipeline(case, task, facts)
 
 
 def _probes(home: Bundle, task: ModuleType, golden: Golden, most: int) -> list[Probe]:

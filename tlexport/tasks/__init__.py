@@ -13,8 +13,10 @@ A file of this folder offers
     scorer(spec) -> Scorer                               how often that is right
 
 The network takes the tensors of `spec.inputs` in order and answers those of `spec.outputs`.
-`preprocess` are numbers, and `files` what else preprocessing needs (a tokenizer), by name. A task
-whose inputs differ in cost may say BUDGET, the most that the sizes of one batch may sum up to.
+`preprocess` are numbers, and `files` what else preprocessing needs (a tokenizer), by name. RAW is
+the module of `preprocess/` that reads raw inputs, of which a served pipeline runs a copy; a task
+without one takes arrays. A task whose inputs differ in cost may say BUDGET, the most that the sizes
+of one batch may sum up to.
 """
 
 from __future__ import annotations

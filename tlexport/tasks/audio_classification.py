@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, cast
 
@@ -23,6 +22,7 @@ from tlexport.tasks._linear import assemble as assemble
 from tlexport.tasks._pooling import MeanPool, SegmentPool
 
 NAME = "audio-classification"
+RAW = audio
 
 MILLISECONDS = {"rate": 1000, "shortest": 0, "longest": 2**31}
 """Numbers with which `audio.length` tells a clip's milliseconds."""
@@ -80,19 +80,7 @@ def load(
     sources: Sequence[Source], preprocess: dict[str, Any], files: Mapping[str, bytes] | None = None
 ) -> Loaded:
     """Decode clips side by side: samples, float32 [batch, samples], and the mask where wanted."""
-    silence = np.zeros(preprocess["shortest"], dtype=np.float32)
-    broken: dict[int, str] = {}
-
-    def decode(row: int) -> np.ndarray:
-        try:
-            return audio.load(cast(Path, sources[row]), preprocess)
-        except (ValueError, OSError) as error:
-            broken[row] = str(error)
-            return silence
-
-    with ThreadPoolExecutor() as pool:
-        clips = list(pool.map(decode, range(len(sources))))
-    return Loaded(audio.batch(clips, preprocess), dict(sorted(broken.items())))
+    return Loaded(*audio.arrays(sources, preprocess))
 
 
 def learner(options: TrainOptions, examples: Examples) -> Learner:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,6 +21,7 @@ from tlexport.tasks._classify import scorer as scorer
 from tlexport.tasks._linear import assemble as assemble
 
 NAME = "image-classification"
+RAW = image
 
 IMAGES = _class_folders.Kind(suffixes=image.suffixes(), name="images")
 
@@ -58,18 +58,7 @@ def load(
     sources: Sequence[Source], preprocess: dict[str, Any], files: Mapping[str, bytes] | None = None
 ) -> Loaded:
     """Decode images side by side: {"images": uint8 [batch, height, width, 3]}."""
-    pixels = np.zeros((len(sources), *preprocess["size"], 3), dtype=np.uint8)
-    broken: dict[int, str] = {}
-
-    def decode(row: int) -> None:
-        try:
-            pixels[row] = image.load(cast(Path, sources[row]), preprocess)
-        except ValueError as error:
-            broken[row] = str(error)
-
-    with ThreadPoolExecutor() as pool:
-        list(pool.map(decode, range(len(sources))))
-    return Loaded({"images": pixels}, dict(sorted(broken.items())))
+    return Loaded(*image.arrays(sources, preprocess))
 
 
 def learner(options: TrainOptions, examples: Examples) -> Learner:

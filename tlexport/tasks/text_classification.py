@@ -32,6 +32,7 @@ from tlexport.tasks._classify import scorer as scorer
 from tlexport.tasks._linear import assemble as assemble
 
 NAME = "text-classification"
+RAW = text
 
 TEXTS = _class_folders.Kind(
     suffixes=text.suffixes(), name="texts", cost=lambda path: path.stat().st_size
@@ -90,15 +91,8 @@ def load(
             fix="name the bundle and the server: tlexport predict BUNDLE --runtime "
             "triton@HOST:PORT FILES",
         )
-    texts, broken = [], {}
-    for row, source in enumerate(sources):
-        try:
-            texts.append(text.load(source))
-        except ValueError as error:
-            texts.append("")
-            broken[row] = str(error)
     try:
-        return Loaded(text.batch(texts, preprocess, tokenizer), broken)
+        return Loaded(*text.arrays(sources, preprocess, {text.TOKENIZER: tokenizer}))
     except ValueError as error:
         raise BundleError(
             "the tokenizer that the model was trained with", got=str(error), fix="make it again"

@@ -10,6 +10,7 @@ from tritonclient.grpc import model_config_pb2 as pb
 
 from tlexport.serving.lint._finding import Finding
 from tlexport.serving.lint._model import Model, Scope, fits, written
+from tlexport.serving.pipeline import around_step, pipeline_of
 
 STEPS = ("ensemble_scheduling", "step")
 
@@ -73,7 +74,9 @@ def steps(model: Model, scope: Scope) -> Iterator[Finding]:
                 (*where, "model_version"),
                 f"a version that is served, {', '.join(map(str, member.served))}, or -1",
                 got=str(step.model_version),
-                fix="write model_version: -1",
+                fix="package the model again: its pipeline belongs to that version of each step"
+                if model.name in (pipeline_of(member.name), around_step(member.name))
+                else "write model_version: -1",
             )
         yield from _maps(model, where, step, member)
         yield from _batches(model, where, member)
