@@ -75,7 +75,10 @@ ADDRESSES = {
     },
     "tritonclient": {"runtimes._wire", "serving"},
     "PIL": {"preprocess.image"},
-    "jinja2": {"stages._page"},
+    "jinja2": {"stages._page", "stages._bench_page"},
+    "mlperf_loadgen": {"measure.scenarios"},
+    "openvino": {"runtimes.openvino"},
+    "pynvml": {"stages._gpus"},
     "tlexport": set(),
 }
 

@@ -9,15 +9,28 @@ from tlexport.bundle import Bundle
 from tlexport.cli import main
 from tlexport.cli.bench import draw
 from tlexport.environment import environment
+from tlexport.measure import stats
 from tlexport.reports import BenchReport, BenchRow, Interval
-from tlexport.stages import bench as stage
+from tlexport.stages import _cells as cells
 
-QUICK = ("--rounds", "6", "--round-s", "0.02", "--warmup", "1", "--threads", "1")
+QUICK = (
+    "--rounds",
+    "6",
+    "--max-rounds",
+    "6",
+    "--round-s",
+    "0.02",
+    "--warmup",
+    "1",
+    "--threads",
+    "1",
+)
 
 
 @pytest.fixture
 def bundle(tmp_path, monkeypatch):
-    monkeypatch.setattr(stage, "SETTLE_S", 0.0)
+    monkeypatch.setattr(cells, "SETTLE_S", 0.0)
+    monkeypatch.setattr(stats, "BAND", 1e12)  # turns this short are never stable
     small_bundles.plug_task(monkeypatch)
     return small_bundles.make(tmp_path / "b", small_bundles.healthy_onnx())
 
@@ -138,7 +151,7 @@ def test_what_needs_a_word_has_one_below_the_table():
         (("--runtime", "ort"), 2, "NAME@WHERE"),
         (("--batch", "0"), 2, "--batches"),
         (("--rounds", "2"), 2, "--rounds"),
-        (("--concurrency", "0"), 2, "--concurrency"),
+        (("--concurrency", "0"), 2, "--concurrencies"),
         (("--threads", "1", "--instances", "2"), 2, "--instances 2 with 1 threads"),
         (("--artifact", "onnx-int8"), 6, "got: onnx-fp32"),
     ],
