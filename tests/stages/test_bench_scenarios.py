@@ -121,17 +121,17 @@ def test_the_highest_rate_is_found(bundle):
         batches=(1,),
         scenario="server",
         find_max_rate=True,
-        slo="p50=60ms",
+        slo="p50=300ms",
         **QUICK,
     )
     (row,) = bench(bundle, options).rows
     kept = [trial for trial in row.searched if trial.kept]
     assert kept
     assert row.rate_per_s == max(trial.rate_per_s for trial in kept)
-    assert 30 < row.rate_per_s <= 1.12 / 0.005
+    assert 5 < row.rate_per_s <= 1.12 / 0.005
     assert all(trial.rate_per_s > row.rate_per_s for trial in row.searched if not trial.kept)
     assert row.verdict.valid
-    assert row.p50_ms.value <= 60
+    assert row.p50_ms.value <= 300
 
 
 def test_no_rate_keeps_what_cannot_be_kept(bundle):
