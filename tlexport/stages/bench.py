@@ -17,7 +17,7 @@ from tlexport.options import BenchOptions, RuntimeOptions
 from tlexport.progress import Progress, silent
 from tlexport.reports import BenchReport
 from tlexport.runtimes import yardstick_of
-from tlexport.stages import _max_rate
+from tlexport.stages import _gpus, _max_rate
 from tlexport.stages._asker import questions, small_heap
 from tlexport.stages._bench_rows import row
 from tlexport.stages._cells import Cell, Point, plan_of
@@ -72,8 +72,11 @@ def bench(
         grid = _grid(home, options, clients)
         for cell in (cell for line in grid for cell in line):
             cell.warm_up(options.warmup)
-        _measure(grid, options, progress)
-        report = _report(home, options, runtime, grid)
+        with _gpus.watched() as watch:
+            _measure(grid, options, progress)
+        report = msgspec.structs.replace(
+            _report(home, options, runtime, grid), gpus=tuple(map(dict, watch.told()))
+        )
     home.write_report("bench", report)
     return report
 
