@@ -71,7 +71,7 @@ ADDRESSES = {
     "optuna": {"training"},
     "onnx": {"targets", "importers.onnx", "serving.lint", "diagnosis"},
     "onnxruntime": {
-        *("runtimes.ort", "serving.backends", "serving.limits_of_onnxruntime"),
+        *("runtimes.ort", "runtimes._bound", "serving.backends", "serving.limits_of_onnxruntime"),
         *("targets", "diagnosis"),
     },
     "tritonclient": {"runtimes._wire", "serving"},
