@@ -48,7 +48,7 @@ def runtime(
 ) -> Iterator[Runtime]:
     name = request.param
     if name == "compile":  # inductor needs a minute for this network; it has tests of its own
-        monkeypatch.setattr("tlexport.runtimes.compile.BACKEND", "aot_eager")
+        monkeypatch.setattr("tlexport.runtimes.compile.BACKEND", "eager")
     opened = connect(f"{name}@{places.get(name, 'cpu')}", bundle, RuntimeOptions())
     yield opened
     opened.close()
