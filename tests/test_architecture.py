@@ -55,7 +55,8 @@ ADDRESSES = {
         "networks",
         "training",
         "targets",
-        "runtimes.eager",
+        "runtimes._network",
+        "runtimes.compile",
         "arithmetic",
         "diagnosis",
     },
@@ -70,12 +71,15 @@ ADDRESSES = {
     "optuna": {"training"},
     "onnx": {"targets", "importers.onnx", "serving.lint", "diagnosis"},
     "onnxruntime": {
-        *("runtimes.ort", "serving.backends", "serving.limits_of_onnxruntime"),
+        *("runtimes.ort", "runtimes._bound", "serving.backends", "serving.limits_of_onnxruntime"),
         *("targets", "diagnosis"),
     },
     "tritonclient": {"runtimes._wire", "serving"},
     "PIL": {"preprocess.image"},
-    "jinja2": {"stages._page", "serving.manifests"},
+    "jinja2": {"stages._page", "stages._bench_page", "serving.manifests"},
+    "mlperf_loadgen": {"measure.scenarios"},
+    "openvino": {"runtimes.openvino"},
+    "pynvml": {"stages._gpus"},
     "tlexport": set(),
 }
 

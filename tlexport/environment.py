@@ -22,6 +22,8 @@ PACKAGES = (
     "numpy",
     "pillow",
     "tritonclient",
+    "openvino",
+    "mlcommons-loadgen",
 )
 
 

@@ -1,17 +1,17 @@
 """Every error this package raises, and its exit code.
 
-    TlexportError                1
-    ├── OptionError              2   a request that cannot be met as asked
-    ├── ParityError              3   two runtimes do not answer alike
-    ├── DataError                5   the user's examples
-    ├── BundleError              6   the folder that travels
-    ├── ExportError              7   the model cannot become the target
-    ├── RepositoryError          8   the Triton model repository
-    ├── ServerError              9   a server that is not there or answers no
-    ├── MissingDependency       10   a library or program that is not installed
-    └── SpecError               11   tensors that are not what was declared
-
-Exit code 4 is kept for a measurement that is not stable.
+TlexportError                1
+├── OptionError              2   a request that cannot be met as asked
+├── ParityError              3   two runtimes do not answer alike
+├── UnstableError            4   a measurement that did not settle
+├── DataError                5   the user's examples
+├── BundleError              6   the folder that travels
+├── ExportError              7   the model cannot become the target
+├── RepositoryError          8   the Triton model repository
+├── ServerError              9   a server that is not there or answers no
+├── MissingDependency       10   a library or program that is not installed
+├── SpecError               11   tensors that are not what was declared
+└── RegressionError         12   slower than an earlier measurement by more than is allowed
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import itertools
 import sysconfig
 import traceback
 from pathlib import Path
+from typing import Any
 
 
 class TlexportError(Exception):
@@ -32,6 +33,10 @@ class TlexportError(Exception):
         self.expected = expected
         self.got = got
         self.fix = fix
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """How it travels from one process to another."""
+        return _anew, (type(self), (self.expected, self.got, self.fix))
 
     def __str__(self) -> str:
         return f"expected {self.expected}\n  got: {self.got}\n  fix: {self.fix}"
@@ -47,6 +52,12 @@ class ParityError(TlexportError):
     """Two runtimes do not answer alike."""
 
     exit_code = 3
+
+
+class UnstableError(TlexportError):
+    """A measurement did not settle: its numbers may not be what is usual."""
+
+    exit_code = 4
 
 
 class DataError(TlexportError):
@@ -89,6 +100,16 @@ class SpecError(TlexportError):
     """Tensors are not what the model declares."""
 
     exit_code = 11
+
+
+class RegressionError(TlexportError):
+    """Slower than an earlier measurement by more than is allowed."""
+
+    exit_code = 12
+
+
+def _anew(kind: type[TlexportError], parts: tuple[str, str, str]) -> TlexportError:
+    return kind(parts[0], got=parts[1], fix=parts[2])
 
 
 def place_of(error: BaseException | None = None) -> str:

@@ -71,6 +71,7 @@ def run(
         load = BenchOptions(
             runtimes=("eager@cpu", "ort@cpu", address),
             rounds=ROUNDS,
+            max_rounds=ROUNDS,
             round_s=options.bench_s / ROUNDS,
         )
         measured = bench(output, load, asked, progress=progress)

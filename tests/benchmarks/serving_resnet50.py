@@ -60,7 +60,7 @@ def measured(bundle: Path, repository: Path, arguments: argparse.Namespace) -> l
             options = BenchOptions(
                 runtimes=tuple(runtimes),
                 batches=(1,),
-                concurrency=concurrency,
+                concurrencies=(concurrency,),
                 rounds=arguments.rounds,
                 round_s=arguments.round_s,
             )

@@ -1,5 +1,6 @@
 import io
 
+import bench_reports
 import msgspec
 import pytest
 import small_bundles
@@ -9,15 +10,28 @@ from tlexport.bundle import Bundle
 from tlexport.cli import main
 from tlexport.cli.bench import draw
 from tlexport.environment import environment
+from tlexport.measure import stats
 from tlexport.reports import BenchReport, BenchRow, Interval
-from tlexport.stages import bench as stage
+from tlexport.stages import _cells as cells
 
-QUICK = ("--rounds", "6", "--round-s", "0.02", "--warmup", "1", "--threads", "1")
+QUICK = (
+    "--rounds",
+    "6",
+    "--max-rounds",
+    "6",
+    "--round-s",
+    "0.02",
+    "--warmup",
+    "1",
+    "--threads",
+    "1",
+)
 
 
 @pytest.fixture
 def bundle(tmp_path, monkeypatch):
-    monkeypatch.setattr(stage, "SETTLE_S", 0.0)
+    monkeypatch.setattr(cells, "SETTLE_S", 0.0)
+    monkeypatch.setattr(stats, "BAND", 1e12)  # turns this short are never stable
     small_bundles.plug_task(monkeypatch)
     return small_bundles.make(tmp_path / "b", small_bundles.healthy_onnx())
 
@@ -138,7 +152,7 @@ def test_what_needs_a_word_has_one_below_the_table():
         (("--runtime", "ort"), 2, "NAME@WHERE"),
         (("--batch", "0"), 2, "--batches"),
         (("--rounds", "2"), 2, "--rounds"),
-        (("--concurrency", "0"), 2, "--concurrency"),
+        (("--concurrency", "0"), 2, "--concurrencies"),
         (("--threads", "1", "--instances", "2"), 2, "--instances 2 with 1 threads"),
         (("--artifact", "onnx-int8"), 6, "got: onnx-fp32"),
     ],
@@ -158,3 +172,71 @@ def test_a_server_with_another_file_is_told_of():
     same = row("ort@cpu", facts={"artifact_sha256": "a" * 64})
     assert "ANOTHER MODEL, its file is bbbbbbbbbbbb" in drawn(same, other)
     assert "ANOTHER MODEL" not in drawn(same)
+
+
+def test_what_did_not_settle_is_told_and_exits_with_4(bundle, capsys, monkeypatch):
+    monkeypatch.setattr(stats, "BAND", -1.0)
+    assert run("bench", bundle, "--json", "--runtime", "ort@cpu", "--batch", "1", *QUICK) == 4
+    out, err = capsys.readouterr()
+    assert msgspec.json.decode(out, type=BenchReport).unstable  # printed all the same
+    assert "expected the last three windows within 10 %" in err
+    assert "ort@cpu, batch 1" in err
+
+
+def test_against_itself_and_against_a_faster_past(bundle, capsys, tmp_path):
+    args = ("bench", bundle, "--runtime", "ort@cpu", "--batch", "1", *QUICK)
+    assert run(*args, "--json") == 0
+    told = capsys.readouterr().out
+    past = msgspec.json.decode(told, type=BenchReport)
+    fast = msgspec.structs.replace(past.rows[0], items_per_s=interval(1e9), p50_ms=None)
+    old, older = tmp_path / "old.json", tmp_path / "older.json"
+    old.write_text(told)
+    older.write_bytes(msgspec.json.encode(msgspec.structs.replace(past, rows=(fast,))))
+    assert run(*args, "--against", old, "--max-regression", "99%") == 0
+    assert run(*args, "--against", older, "--max-regression", "10%") == 12
+    assert "fewer items/s" in capsys.readouterr().err
+    assert run(*args, "--threads", "2", "--against", old) in (2, 12)
+
+
+def test_a_page_is_written_with_the_command_that_made_it(bundle, tmp_path, monkeypatch):
+    args = ["bench", str(bundle), "--runtime", "ort@cpu", "--batch", "1", *QUICK]
+    args += ["--report", str(tmp_path / "bench.html")]
+    monkeypatch.setattr("sys.argv", ["tlexport", *args])
+    assert run(*args) == 0
+    assert f"tlexport {' '.join(args)}" in (tmp_path / "bench.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "told"),
+    [
+        (("--against", "none.json"), 2, "none.json"),
+        (("--max-regression", "lots"), 2, "--max-regression lots"),
+        (("--max-regression", "120%"), 2, "--max-regression 120%"),
+        (("--report", "no/such/folder/x.html"), 2, "a place for the page"),
+        (("--scenario", "server"), 2, "--find-max-rate"),
+        (("--scenario", "flood"), 2, "flood"),
+        (("--rate", "5"), 2, "--scenario server"),
+        (("--scenario", "server", "--rate", "5", "--slo", "fast"), 2, "p99=20ms"),
+    ],
+)
+def test_bad_requests_before_the_work(bundle, capsys, args, code, told, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "no").write_text("")
+    assert run("bench", bundle, *args) == code
+    assert told in capsys.readouterr().err
+
+
+def test_every_finding_fits_into_80_columns():
+    stream = io.StringIO()
+    draw(bench_reports.everything(), Console(file=stream, highlight=False, width=80))
+    out = stream.getvalue()
+    assert max(len(line.rstrip()) for line in out.splitlines()) <= 80
+    for told in (
+        "NOT STABLE, its last three windows differ by 40%",
+        "THE CLIENT takes 12% of what is measured",
+        "LoadGen says INVALID: Early stopping not satisfied",
+        "84.2 per second is the highest rate that keeps p99=20ms, of 2 tried",
+        "3 requests failed, 400 were answered; the first: connection refused",
+        "asked by 2 processes",
+    ):
+        assert told in " ".join(out.split()), told

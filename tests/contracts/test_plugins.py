@@ -41,9 +41,14 @@ def places(bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Iterator
 
 @pytest.fixture(params=plugins.names("runtimes"))
 def runtime(
-    request: pytest.FixtureRequest, bundle: Bundle, places: dict[str, str]
+    request: pytest.FixtureRequest,
+    bundle: Bundle,
+    places: dict[str, str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> Iterator[Runtime]:
     name = request.param
+    if name == "compile":  # inductor needs a minute for this network; it has tests of its own
+        monkeypatch.setattr("tlexport.runtimes.compile.BACKEND", "eager")
     opened = connect(f"{name}@{places.get(name, 'cpu')}", bundle, RuntimeOptions())
     yield opened
     opened.close()

@@ -9,18 +9,18 @@ from tlexport.bundle import Bundle
 from tlexport.errors import BundleError, OptionError, ServerError, SpecError
 from tlexport.options import BenchOptions, PackageOptions, RuntimeOptions
 from tlexport.reports import BenchReport
-from tlexport.stages import bench as stage
+from tlexport.stages import _cells as cells
 from tlexport.stages.bench import bench
 from tlexport.stages.package import package
 from tlexport.stages.serve import serve
 from tlexport.stages.verify import verify
 
-QUICK = {"rounds": 6, "round_s": 0.03, "warmup": 1}
+QUICK = {"rounds": 6, "max_rounds": 6, "round_s": 0.03, "warmup": 1}
 
 
 @pytest.fixture(autouse=True)
 def no_pause(monkeypatch):
-    monkeypatch.setattr(stage, "SETTLE_S", 0.0)
+    monkeypatch.setattr(cells, "SETTLE_S", 0.0)
 
 
 @pytest.fixture
@@ -114,7 +114,7 @@ def test_the_same_twice_is_no_difference(bundle, slept):
 
 
 def test_concurrency_keeps_so_many_in_flight(bundle, slept):
-    options = BenchOptions(runtimes=("slept@0.004",), batches=(1,), concurrency=4, **QUICK)
+    options = BenchOptions(runtimes=("slept@0.004",), batches=(1,), concurrencies=(4,), **QUICK)
     report = bench(bundle, options)
     assert report.rows[0].items_per_s.value > 2 / 0.004
     assert report.load == "closed loop, 4 in flight"
@@ -131,7 +131,12 @@ def test_no_tail_from_too_few_requests(bundle, slept):
 
 def test_turns_are_shuffled_by_seed_and_ask_the_same_inputs(bundle, slept):
     options = BenchOptions(
-        runtimes=("slept@0.011", "slept@0.012"), batches=(5,), rounds=8, round_s=0.005, warmup=0
+        runtimes=("slept@0.011", "slept@0.012"),
+        batches=(5,),
+        rounds=8,
+        max_rounds=8,
+        round_s=0.005,
+        warmup=0,
     )
 
     def turns(options):

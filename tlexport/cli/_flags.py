@@ -23,6 +23,9 @@ PLUGINS = {
 }
 """Flags whose values begin with the name of a plug-in: its folder, and what follows the name."""
 
+SINGULAR = {"--batches": "--batch", "--concurrencies": "--concurrency"}
+"""Flags that may be repeated and whose one is not the many without its s."""
+
 Command = TypeVar("Command", bound=Callable[..., Any])
 Record = TypeVar("Record", bound=msgspec.Struct)
 
@@ -71,7 +74,7 @@ def _flag(name: str, hint: Any, default: Any) -> Callable[[Any], Any]:
     if typing.get_origin(kind) is tuple:
         element = typing.get_args(kind)[0]
         inner = typing.get_args(element)[0] if typing.get_args(element) else element
-        switch = switch.removesuffix("es") if switch == "--batches" else switch.removesuffix("s")
+        switch = SINGULAR.get(switch, switch.removesuffix("s"))
         options |= {"multiple": True, "type": inner}
     elif typing.get_origin(kind) is Literal:
         options["type"] = click.Choice(typing.get_args(kind))

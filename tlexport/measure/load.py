@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,13 +20,32 @@ class Load:
     """What came of asking: `latencies_s` float [answered], and how many requests failed.
 
     `busy_s` is how long the load lasted, the mean over the workers: answered / busy_s is the
-    rate at which answers came.
+    rate at which answers came. `client_s` is the processor time that asking took, where the one
+    who asks is a process of its own.
     """
 
     latencies_s: np.ndarray
     errors: int
     busy_s: float
     first_error: TlexportError | None
+    client_s: float | None = None
+
+
+def joined(loads: Sequence[Load]) -> Load:
+    """Loads that were made at the same time, by several processes, as one."""
+    known = [load.client_s for load in loads if load.client_s is not None]
+    return Load(
+        latencies_s=np.concatenate([load.latencies_s for load in loads]),
+        errors=sum(load.errors for load in loads),
+        busy_s=float(np.mean([load.busy_s for load in loads])),
+        first_error=next((load.first_error for load in loads if load.first_error), None),
+        client_s=sum(known) if known else None,
+    )
+
+
+def own_cost_s(seconds: float = 0.02) -> float:
+    """What the closed loop itself adds to each latency: the mean where nothing is asked."""
+    return float(closed_loop(lambda: None, seconds=seconds).latencies_s.mean())
 
 
 def closed_loop(

@@ -8,11 +8,15 @@ from statistics import NormalDist
 
 import numpy as np
 
-from tlexport.reports import Interval
+from tlexport.reports import Interval, Steadiness
 
+Generator = np.random.Generator
+Blocks = Sequence[np.ndarray]
 CONFIDENCE = 0.95
 DRAWS = 2000
 """Bootstrap draws: the tail of a 95 % interval rests on 50 of them."""
+WINDOWS, BAND = 3, 0.10
+"""A load is steady where the last three windows agree within 10 % (perf_analyzer's rule)."""
 CHUNK = 4_000_000
 """Largest array of the bootstrap, in elements, so that a long run stays below 100 MB."""
 
@@ -138,6 +142,68 @@ def ratio(
     below = weights @ yardstick
     drawn = (weights @ speed)[below > 0] / below[below > 0]
     return _interval(float(speed.sum() / yardstick.sum()), drawn, len(items))
+
+
+def apart(
+    items: np.ndarray, seconds: np.ndarray, below: tuple[np.ndarray, np.ndarray], rng: Generator
+) -> Interval:
+    """Throughput relative to a yardstick that did not take turns with it, with its 95 % interval.
+
+    Args:
+        items: [windows], what was done in each.
+        seconds: [windows], how long each took.
+        below: the yardstick's own items and seconds.
+        rng: source of the draws, which are made for each of the two by itself.
+    """
+    others, other_seconds = below
+    ours, theirs = _weights(len(items), rng), _weights(len(others), rng)
+    upper = (ours @ items) / (ours @ seconds)
+    lower = (theirs @ others) / (theirs @ other_seconds)
+    value = (items.sum() / seconds.sum()) / (others.sum() / other_seconds.sum())
+    blocks = min(len(items), len(others))
+    return _interval(float(value), upper[lower > 0] / lower[lower > 0], blocks)
+
+
+def quicker(rounds: Blocks, yardstick: Blocks, rng: Generator) -> Interval:
+    """The yardstick's median over this one's, with its 95 % interval; above 1 is quicker.
+
+    Args:
+        rounds: one float array [values] per window.
+        yardstick: the same of the yardstick.
+        rng: source of the draws, which are made for each of the two by itself.
+    """
+    medians = []
+    for each in (rounds, yardstick):
+        blocks = [block for block in each if len(block)]
+        values = np.concatenate(blocks)
+        owner = np.repeat(np.arange(len(blocks)), [len(block) for block in blocks])
+        order = np.argsort(values, kind="stable")
+        weights = _weights(len(blocks), rng)
+        drawn = _drawn_quantiles(values[order], owner[order], (0.5,), weights)[0]
+        medians.append((float(np.median(values)), drawn, len(blocks)))
+    (ours, drawn, count), (theirs, others, other_count) = medians
+    return _interval(theirs / ours, others / drawn, min(count, other_count))
+
+
+def steadiness(rates: Sequence[float], medians: Sequence[float] | None) -> Steadiness:
+    """Whether the last three windows agree within 10 % in rate, and in latency where it counts.
+
+    perf_analyzer's rule, with the median in place of its mean: the largest of the three is at most
+    1.1 times the smallest. Fewer than three windows are not stable.
+    """
+    spreads = [_spread(values) for values in (rates, medians) if values is not None]
+    return Steadiness(
+        stable=all(spread <= BAND for spread in spreads),
+        rate=spreads[0],
+        latency=spreads[1] if medians is not None else None,
+    )
+
+
+def _spread(values: Sequence[float]) -> float:
+    last = values[-WINDOWS:]
+    if len(last) < WINDOWS or not min(last) > 0:
+        return 1e9
+    return max(last) / min(last) - 1
 
 
 def different(speedup: Interval) -> bool:

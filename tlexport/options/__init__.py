@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from tlexport.options._asking import FACTOR as FACTOR
-from tlexport.options._asking import BenchOptions as BenchOptions
 from tlexport.options._asking import EvaluateOptions as EvaluateOptions
 from tlexport.options._asking import PredictOptions as PredictOptions
 from tlexport.options._asking import RuntimeOptions as RuntimeOptions
@@ -13,6 +12,8 @@ from tlexport.options._making import ExportOptions as ExportOptions
 from tlexport.options._making import ImportOptions as ImportOptions
 from tlexport.options._making import TrainOptions as TrainOptions
 from tlexport.options._manifests import ManifestOptions as ManifestOptions
+from tlexport.options._measuring import BenchOptions as BenchOptions
+from tlexport.options._measuring import read_slo as read_slo
 from tlexport.options._serving import LintOptions as LintOptions
 from tlexport.options._serving import PackageOptions as PackageOptions
 from tlexport.options._serving import RunOptions as RunOptions

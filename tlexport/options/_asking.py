@@ -11,7 +11,6 @@ from tlexport.checks import check
 from tlexport.errors import OptionError
 from tlexport.options._making import DataOptions
 
-Count = Annotated[int, Meta(ge=1)]
 Share = Annotated[float, Meta(gt=0)]
 Room = Annotated[float, Meta(ge=0)]
 FACTOR = 8.0
@@ -148,28 +147,3 @@ class VerifyOptions(msgspec.Struct, frozen=True, kw_only=True):
                 got="--tolerance beside --atol or --rtol",
                 fix="leave all three out: the noise floor judges every model by its own rounding",
             )
-
-
-class BenchOptions(msgspec.Struct, frozen=True, kw_only=True):
-    """What to ask, how often, of whom."""
-
-    runtimes: Annotated[
-        tuple[str, ...],
-        Meta(
-            description="NAME@WHERE, the first is the yardstick; default: the original (eager@cpu, "
-            "or an imported ONNX file unoptimised) and ort@cpu"
-        ),
-    ] = ()
-    batches: Annotated[tuple[Count, ...], Meta(description="batch sizes", min_length=1)] = (1, 8)
-    concurrency: Annotated[int, Meta(description="requests in flight (closed loop)", ge=1)] = 1
-    rounds: Annotated[
-        int, Meta(description="turns that every runtime takes; an interval needs 6", ge=6)
-    ] = 10
-    round_s: Annotated[float, Meta(description="seconds per turn", gt=0)] = 0.5
-    warmup: Annotated[
-        int, Meta(description="requests before the clock starts, per runtime and batch", ge=0)
-    ] = 5
-    seed: Annotated[int, Meta(description="order of the turns and the bootstrap's draws", ge=0)] = 0
-
-    def __post_init__(self) -> None:
-        check(self)

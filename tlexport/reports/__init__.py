@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from tlexport.reports._asking import Agreement as Agreement
-from tlexport.reports._asking import BenchReport as BenchReport
-from tlexport.reports._asking import BenchRow as BenchRow
 from tlexport.reports._asking import ClassScore as ClassScore
 from tlexport.reports._asking import EvaluateReport as EvaluateReport
 from tlexport.reports._asking import Prediction as Prediction
 from tlexport.reports._asking import PredictReport as PredictReport
+from tlexport.reports._bench import BenchReport as BenchReport
+from tlexport.reports._bench import BenchRow as BenchRow
+from tlexport.reports._bench import RateTrial as RateTrial
+from tlexport.reports._bench import Steadiness as Steadiness
+from tlexport.reports._bench import TimeSpent as TimeSpent
+from tlexport.reports._bench import Verdict as Verdict
 from tlexport.reports._interval import Interval as Interval
 from tlexport.reports._making import AccuracyCost as AccuracyCost
 from tlexport.reports._making import BackbonesReport as BackbonesReport

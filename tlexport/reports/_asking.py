@@ -2,50 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import msgspec
 
-from tlexport.environment import Environment
 from tlexport.reports._interval import Interval
-
-
-class BenchRow(msgspec.Struct, frozen=True, kw_only=True):
-    """One runtime under one load; a percentile is None where there were too few requests.
-
-    `speedup` is the throughput relative to the first runtime at the same batch. `queue_ms` and
-    `compute_ms` are the server's own mean per request.
-    """
-
-    runtime: str
-    batch: int
-    concurrency: int
-    requests: int
-    errors: int
-    p50_ms: Interval | None
-    p90_ms: Interval | None
-    p95_ms: Interval | None
-    p99_ms: Interval | None
-    items_per_s: Interval
-    speedup: Interval
-    different: bool
-    queue_ms: float | None
-    compute_ms: float | None
-    facts: dict[str, Any]
-
-
-class BenchReport(msgspec.Struct, frozen=True, kw_only=True):
-    """What each way of running the model costs, measured in turns."""
-
-    model: str
-    load: str
-    threads: int
-    instances: int
-    rounds: int
-    round_s: float
-    rows: tuple[BenchRow, ...]
-    digests: dict[str, str]
-    environment: Environment
 
 
 class ClassScore(msgspec.Struct, frozen=True, kw_only=True):

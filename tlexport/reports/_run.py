@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from tlexport.reports._asking import BenchReport
+from tlexport.reports._bench import BenchReport
 from tlexport.reports._making import ExportReport, TrainReport
 from tlexport.reports._parity import ParityReport
 from tlexport.reports._serving import PackageReport, ServeReport

@@ -1,4 +1,4 @@
-"""ort@cpu, ort@cpu-plain, ort@cuda:N, ort@tensorrt:N."""
+"""ort@cpu, ort@cpu-plain, ort@cuda:N[-graph], ort@tensorrt:N."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from tlexport.bundle import Bundle
 from tlexport.environment import cores
 from tlexport.errors import ExportError, MissingDependency, OptionError, SpecError
 from tlexport.options import RuntimeOptions
+from tlexport.runtimes._bound import BoundSession
 from tlexport.runtimes._turns import Turns
 from tlexport.serving.backends.onnxruntime import tlexport_placement as placement
 from tlexport.spec import ModelSpec, Tensors, TensorSpec, cast
@@ -29,6 +30,7 @@ PROVIDERS = {
     "tensorrt": ("TensorrtExecutionProvider", "CUDAExecutionProvider"),
 }
 """What a kind of place asks for; TensorRT leaves to CUDA what it does not have."""
+GRAPH = "-graph"
 PLAIN = "cpu-plain"
 """On the CPU, the graph as it is written: none of the optimisations that could be at fault."""
 
@@ -37,8 +39,10 @@ class OrtPool:
     """As many sessions of one file as instances were asked for; a request takes a free one.
 
     The graph is optimised fully (ENABLE_ALL), as Triton's ONNX Runtime backend does by default,
-    and on "cpu-plain" not at all. Where a bundle was made of an ONNX file, "cpu-plain" opens that
-    very file in place of the artifact: there is no other original.
+    and on "cpu-plain" not at all. On "cuda:N-graph" inputs and outputs are bound to memory of the
+    card, and each shape is replayed as one CUDA graph.
+    Where a bundle was made of an ONNX file, "cpu-plain" opens that very file in place of the
+    artifact: there is no other original.
     A file of another model opens, so that `verify` can report on it, and answers nothing.
     """
 
@@ -112,7 +116,7 @@ class OrtPool:
 def open(bundle: Bundle | None, where: str, options: RuntimeOptions) -> OrtPool:
     """Open the artifact `options.artifact` of a bundle where it says.
 
-    `where` is "cpu", "cpu-plain", "cuda:N" or "tensorrt:N".
+    `where` is "cpu", "cpu-plain", "cuda:N", "cuda:N-graph" or "tensorrt:N".
 
     Raises:
         OptionError: no bundle, another device, an artifact of another kind, or more instances
@@ -147,7 +151,7 @@ def _file(
     return bundle.artifact_file(artifact), bundle.spec_of(artifact), digests
 
 
-def _session(file: Path, where: str, threads: int) -> ort.InferenceSession:
+def _session(file: Path, where: str, threads: int) -> ort.InferenceSession | BoundSession:
     settings = ort.SessionOptions()
     levels = ort.GraphOptimizationLevel
     settings.graph_optimization_level = (
@@ -161,17 +165,20 @@ def _session(file: Path, where: str, threads: int) -> ort.InferenceSession:
     return _gpu_session(file, where, settings)
 
 
-def _gpu_session(file: Path, where: str, settings: ort.SessionOptions) -> ort.InferenceSession:
+def _gpu_session(
+    file: Path, where: str, settings: ort.SessionOptions
+) -> ort.InferenceSession | BoundSession:
     """A session on a GPU alone: what ONNX Runtime would leave to the CPU is an error."""
-    match = re.fullmatch(r"(cuda|tensorrt):(\d+)", where)
+    match = re.fullmatch(r"(cuda|tensorrt):(\d+)|(cuda):(\d+)-graph", where)
     if match is None:
         raise OptionError(
-            "ort@cpu, ort@cpu-plain, ort@cuda:N or ort@tensorrt:N",
+            "ort@cpu, ort@cpu-plain, ort@cuda:N, ort@cuda:N-graph or ort@tensorrt:N",
             got=f"ort@{where}",
             fix="name one of these",
         )
-    wanted = PROVIDERS[match[1]]
-    chosen = [(name, {"device_id": match[2]}) for name in wanted]
+    wanted, number = PROVIDERS[match[1] or match[3]], match[2] or match[4]
+    graph = {"enable_cuda_graph": "1"} if where.endswith(GRAPH) else {}
+    chosen = [(name, {"device_id": number, **graph}) for name in wanted]
     settings.add_session_config_entry(placement.RECORD, "1")
     notes = io.StringIO()
     ort.set_default_logger_severity(FATAL_ONLY)
@@ -182,7 +189,7 @@ def _gpu_session(file: Path, where: str, settings: ort.SessionOptions) -> ort.In
     finally:
         ort.set_default_logger_severity(WARNINGS)
     hold_placement(session, where, wanted)
-    return session
+    return BoundSession(session, "cuda", int(number)) if graph else session
 
 
 def hold_placement(session: ort.InferenceSession, where: str, wanted: Sequence[str]) -> None:
@@ -230,7 +237,9 @@ def _why_not(provider: str) -> str:
     return placement.why_not(library, cuda, getattr(version, "cuda", None))
 
 
-def _mismatch(spec: ModelSpec, session: ort.InferenceSession, file: Path) -> SpecError | None:
+def _mismatch(
+    spec: ModelSpec, session: ort.InferenceSession | BoundSession, file: Path
+) -> SpecError | None:
     """Where the file's own inputs or outputs are not the declared ones, the error that says so.
 
     An axis that is declared as dynamic and a constant in the file passes here: which sizes such
