@@ -16,7 +16,7 @@ from tlexport.errors import TlexportError
 
 ORDER = [
     *("run", "train", "import", "evaluate", "export", "verify", "package", "lint", "serve"),
-    *("predict", "bench"),
+    *("deploy", "rollback", "predict", "bench"),
 ]
 """The order of the work; any other command follows by name."""
 

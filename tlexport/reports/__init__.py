@@ -9,6 +9,10 @@ from tlexport.reports._asking import ClassScore as ClassScore
 from tlexport.reports._asking import EvaluateReport as EvaluateReport
 from tlexport.reports._asking import Prediction as Prediction
 from tlexport.reports._asking import PredictReport as PredictReport
+from tlexport.reports._deploying import DeployReport as DeployReport
+from tlexport.reports._deploying import Fault as Fault
+from tlexport.reports._deploying import GateCheck as GateCheck
+from tlexport.reports._deploying import RollbackReport as RollbackReport
 from tlexport.reports._interval import Interval as Interval
 from tlexport.reports._making import AccuracyCost as AccuracyCost
 from tlexport.reports._making import BackbonesReport as BackbonesReport
