@@ -73,6 +73,7 @@ ADDRESSES = {
         *("runtimes.ort", "serving.backends", "serving.limits_of_onnxruntime"),
         *("targets", "diagnosis"),
     },
+    "obstore": {"serving.remote"},
     "tritonclient": {"runtimes._wire", "serving"},
     "PIL": {"preprocess.image"},
     "jinja2": {"stages._page"},

@@ -18,7 +18,7 @@ from tritonclient.utils import InferenceServerException
 from tlexport.errors import OptionError, ServerError
 from tlexport.serving.refusals import fix_of
 
-GONE = re.compile(r"UNAVAILABLE|failed to connect|Connection refused|unreachable|not resolve")
+GONE = re.compile(r"failed to connect|Connection refused|unreachable|not resolve")
 LATE = re.compile(r"DEADLINE_EXCEEDED|Deadline Exceeded|timed out", re.IGNORECASE)
 NO_MODEL = re.compile(r"unknown model|is not found|is not ready|has no available versions")
 CONTROL = re.compile(r"explicit model load / unload is not allowed")
@@ -204,25 +204,25 @@ class Client:
 
     def _refusal(self, status: str, message: str) -> ServerError:
         place, text = self.address.place, f"{status} {message}"
-        if LATE.search(text):
-            return ServerError(
-                f"an answer from {place} within {self.timeout_s:g} s",
-                got=message,
-                fix="pass a longer --timeout-s, or give the server more instances",
-            )
-        if GONE.search(text) or not message:
-            other = "HTTP" if self._http else "gRPC"
-            return ServerError(
-                f"a Triton server that speaks {other} at {place}",
-                got=message or "no answer",
-                fix="start one with `tlexport serve model_repository`; use the address it prints",
-            )
         if CONTROL.search(message):
             return ServerError(
                 f"a server at {place} that loads models when it is told to",
                 got=message.strip(),
                 fix="start it with --model-control-mode=explicit (`tlexport serve REPOSITORY "
                 "--control explicit`)",
+            )
+        if LATE.search(text):
+            return ServerError(
+                f"an answer from {place} within {self.timeout_s:g} s",
+                got=message,
+                fix="pass a longer --timeout-s, or give the server more instances",
+            )
+        if "UNAVAILABLE" in status or GONE.search(message) or not message:
+            other = "HTTP" if self._http else "gRPC"
+            return ServerError(
+                f"a Triton server that speaks {other} at {place}",
+                got=message or "no answer",
+                fix="start one with `tlexport serve model_repository`; use the address it prints",
             )
         if DIED.search(message):
             return ServerError(

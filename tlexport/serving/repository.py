@@ -82,7 +82,7 @@ class NewVersion(msgspec.Struct, frozen=True, kw_only=True):
 def install(
     repository: Path, new: NewVersion | Sequence[NewVersion], allow_signature_change: bool = False
 ) -> int:
-    """Add the next version of a model; its number. Several packagers may do so at once.
+    """Add the next version of a model; its number. Its lock is held by whoever calls this.
 
     Of several models all get the same number, and appear in order: all of them, or none.
 
@@ -94,10 +94,9 @@ def install(
     hold_names(together)
     try:
         repository.mkdir(parents=True, exist_ok=True)
-        with staging.locked(repository):
-            for each in together if not allow_signature_change else ():
-                hold_signature(repository / each.settings.name, each)
-            return _install(repository, together)
+        for each in together if not allow_signature_change else ():
+            hold_signature(repository / each.settings.name, each)
+        return _install(repository, together)
     except OSError as error:
         raise RepositoryError(
             f"to write the repository {str(repository)!r}",

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Protocol
 
 from tlexport.errors import RepositoryError
 from tlexport.files import cannot_write
-from tlexport.serving import staging
+from tlexport.progress import Progress, silent
+from tlexport.serving import remote, repository, staging
+from tlexport.serving.pipeline import pipeline_of, steps_of
+from tlexport.serving.rollout import CANDIDATE, candidate_of
 
 
 class Store(Protocol):
@@ -34,12 +38,22 @@ class Folder:
 
 
 @contextlib.contextmanager
-def opened(place: Path | str, model: str | None, waiting: Callable[[], None]) -> Iterator[Store]:
-    """Open a repository for writing: whoever else writes waits. `waiting` is told of a wait.
+def opened(place: Path | str, model: str, progress: Progress = silent) -> Iterator[Store]:
+    """Open a repository to change a model; whoever else writes waits, and is told so.
 
     Raises:
         RepositoryError: it cannot be written.
+        OptionError: a URL of another store than S3, Google's or Azure's.
+        MissingDependency: the library for object stores is not installed.
     """
+
+    def waiting() -> None:
+        progress("waiting for another deploy or package", 0, None)
+
+    if remote.is_remote(place):
+        with remote.mirrored(str(place), _around(model), waiting=waiting) as mirror:
+            yield mirror
+        return
     folder = Path(place)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -51,3 +65,38 @@ def opened(place: Path | str, model: str | None, waiting: Callable[[], None]) ->
             got=error.strerror or str(error),
             fix=cannot_write(folder, error).fix,
         ) from error
+
+
+@contextlib.contextmanager
+def readable(place: Path | str, model: str | None = None) -> Iterator[Path]:
+    """A repository to be read: the folder itself, or a copy of what the store holds.
+
+    Of one model alone the copy has no large files, and may be of one that is being changed.
+    """
+    if not remote.is_remote(place):
+        yield Path(place)
+        return
+    pick = _around(model) if model else list[str]
+    with remote.mirrored(str(place), pick, whole=model is None) as mirror:
+        yield mirror.folder
+
+
+def _around(model: str) -> Callable[[list[str]], list[str]]:
+    """A model, its candidate and its pipeline, of all that there are."""
+    top = pipeline_of(model)
+    mine = {model, candidate_of(model), top, *steps_of(top)}
+    return lambda found: [name for name in found if name in mine]
+
+
+def names(place: Path | str) -> list[str]:
+    """The names of a repository's models, candidates left out.
+
+    Raises:
+        RepositoryError: it is not there, is empty, or is something else than a repository.
+    """
+    if remote.is_remote(place):
+        with tempfile.TemporaryDirectory() as folder:
+            found = remote.Remote(str(place), Path(folder)).names()
+    else:
+        found = repository.folders(Path(place))
+    return [name for name in found if not name.endswith(CANDIDATE)]

@@ -1,4 +1,4 @@
-"""A version is proven on a server under another name, then served."""
+"""A version is proven beside the old one, then served."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable
 
 from tlexport.errors import ParityError, RepositoryError, ServerError, TlexportError
-from tlexport.progress import Progress
 from tlexport.reports import Fault, GateCheck
 from tlexport.serving import repository, rollout
 from tlexport.serving.client import Client, parse
@@ -196,8 +195,3 @@ class Change:
     def _state(self, model: str) -> str:
         states = [e.get("state", "") for e in self._client.models() if e["name"] == model]
         return str(states[0]) if states else ""
-
-
-def waiter(progress: Progress) -> Callable[[], None]:
-    """What tells of a wait for another writer."""
-    return lambda: progress("waiting for another deploy or package", 0, None)

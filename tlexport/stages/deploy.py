@@ -1,4 +1,4 @@
-"""A verified artifact goes live on a running server, or the old one stays."""
+"""A verified artifact goes live, or the old version stays."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tlexport.reports import DeployReport
 from tlexport.serving import pipeline, repository, rollout, store
 from tlexport.serving.store import Store
 from tlexport.stages import _gate
-from tlexport.stages._change import Change, waiter
+from tlexport.stages._change import Change
 from tlexport.stages._version import Proven, hold_rules, proven_version
 
 
@@ -45,7 +45,7 @@ def deploy(
     try:
         change.hold_server()
         progress("deploy", 1, 3)
-        with store.opened(place, change.model, waiter(progress)) as work:
+        with store.opened(place, change.model, progress) as work:
             report = _deployed(home, proven, change, work, options)
     finally:
         change.close()

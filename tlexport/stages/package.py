@@ -8,7 +8,7 @@ from tlexport.bundle import Bundle
 from tlexport.options import PackageOptions
 from tlexport.progress import Progress, silent
 from tlexport.reports import PackageReport
-from tlexport.serving import config, pipeline, repository
+from tlexport.serving import config, pipeline, repository, store
 from tlexport.stages._pipeline import pipeline_for
 from tlexport.stages._version import GOLDEN_KEPT, hold_rules, proven_version
 
@@ -41,9 +41,13 @@ def package(
     new = proven.new
     settings = new.settings
     progress("package", 1, 2)
-    together = _with_pipeline(home, new, Path(place), options)
+    with store.readable(place, settings.name) as folder:
+        together = _with_pipeline(home, new, folder, options)
     hold_rules(together, options.triton)
-    number = repository.install(Path(place), together, options.allow_signature_change)
+    with store.opened(place, settings.name, progress) as work:
+        number = repository.install(work.folder, together, options.allow_signature_change)
+        work.push()
+        files = _files(work.folder / settings.name, number)
     progress("package", 2, 2)
     found = PackageReport(
         repository=str(place),
@@ -57,7 +61,7 @@ def package(
         triton_oldest=proven.triton_oldest,
         pipeline=pipeline.pipeline_of(settings.name) if len(together) > 1 else "",
         steps=pipeline.steps_of(pipeline.pipeline_of(settings.name)) if len(together) > 1 else (),
-        files=_files(Path(place) / settings.name, number),
+        files=files,
     )
     home.write_report("package", found)
     return found

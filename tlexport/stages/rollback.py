@@ -10,9 +10,8 @@ from tlexport.progress import Progress, silent
 from tlexport.reports import RollbackReport
 from tlexport.serving import pipeline, repository, rollout, store
 from tlexport.serving.config import CONFIG
-from tlexport.serving.rollout import CANDIDATE
 from tlexport.serving.store import Store
-from tlexport.stages._change import Change, waiter
+from tlexport.stages._change import Change
 from tlexport.stages._gate import BATCHES, Question
 from tlexport.stages._truth import SHARES
 
@@ -40,7 +39,7 @@ def rollback(
     try:
         change.hold_server()
         progress("rollback", 1, 3)
-        with store.opened(place, model, waiter(progress)) as work:
+        with store.opened(place, model, progress) as work:
             report = _rolled_back(change, work)
     finally:
         change.close()
@@ -98,7 +97,7 @@ def _hold_model(folder: Path, model: str, work: Store) -> None:
     if not (folder / CONFIG).is_file():
         raise RepositoryError(
             f"a model {model!r} in {work.shown!r}",
-            got=", ".join(_named_in(work.folder)) or "no model",
+            got=", ".join(store.names(work.shown)) or "no model",
             fix="pass --name with one that is there",
         )
     if pipeline.there(work.folder, model) is not None:
@@ -110,7 +109,7 @@ def _hold_model(folder: Path, model: str, work: Store) -> None:
 
 
 def _only(place: Path | str) -> str:
-    found = _named_in(Path(place))
+    found = store.names(place)
     if len(found) != 1:
         raise OptionError(
             f"a model of {str(place)!r} to be named",
@@ -118,7 +117,3 @@ def _only(place: Path | str) -> str:
             fix="pass --name NAME",
         )
     return found[0]
-
-
-def _named_in(folder: Path) -> list[str]:
-    return [name for name in repository.folders(folder) if not name.endswith(CANDIDATE)]
