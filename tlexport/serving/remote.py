@@ -15,11 +15,9 @@ from __future__ import annotations
 import contextlib
 import os
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
-
-from tritonclient.grpc import model_config_pb2 as pb
 
 from tlexport.errors import MissingDependency, OptionError, RepositoryError, TlexportError
 from tlexport.serving import config
@@ -134,10 +132,10 @@ class Remote:
     def _hold_still(self, model: str, coming: list[str]) -> None:
         """Before files come in that would be admitted: admit what is there by number."""
         described = f"{model}/{CONFIG}"
-        numbers = {int(rel.split("/")[1]) for rel in coming if NUMBER.fullmatch(rel.split("/")[1])}
+        numbers = _numbers(coming)
         if not numbers:
             return
-        there = {int(n) for m, n, *_ in self._split() if m == model and NUMBER.fullmatch(n)}
+        there = self._numbers_of(model)
         if described in self._tags:
             found = config.parse_text(self._get(described).decode())
             if not numbers & set(admitted(found, sorted(there | numbers))):
@@ -151,8 +149,8 @@ class Remote:
         self._put_config(described, config.text(found).encode())
         self._known.pop(described, None)
 
-    def _split(self) -> Iterator[list[str]]:
-        return (rel.split("/") for rel in self._known if "/" in rel)
+    def _numbers_of(self, model: str) -> set[int]:
+        return _numbers(rel for rel in self._known if rel.startswith(f"{model}/"))
 
     def _put(self, rel: str) -> None:
         path = self.folder / rel
@@ -188,17 +186,25 @@ class Remote:
         return bytes(self._objects.get(self._store, rel).bytes())
 
     def _delete(self, gone: list[str]) -> None:
-        """Delete files; of a model that is gone, the configuration last, admitting nothing."""
+        """Delete files: no configuration admits a version of them then, and it goes last itself."""
         described = [rel for rel in gone if rel.split("/")[1:] == [CONFIG]]
-        for rel in described:
-            found = pb.ModelConfig()
-            found.CopyFrom(config.parse_text(self._get(rel).decode()))
-            admit_only(found, [])
-            self._put_config(rel, config.text(found).encode())
+        for model in dict.fromkeys(rel.split("/")[0] for rel in gone):
+            self._hold_off(model, _numbers(rel for rel in gone if rel.split("/")[0] == model))
         for rel in (*(rel for rel in gone if rel not in described), *described):
             self._objects.delete(self._store, rel)
             self._known.pop(rel)
             self._tags.pop(rel, None)
+
+    def _hold_off(self, model: str, going: set[int]) -> None:
+        described = f"{model}/{CONFIG}"
+        if described not in self._tags:
+            return
+        found = config.parse_text(self._get(described).decode())
+        there = sorted(self._numbers_of(model) | going)
+        left = [number for number in admitted(found, there) if number not in going]
+        if left != admitted(found, there):
+            admit_only(found, left)
+            self._put_config(described, config.text(found).encode())
 
 
 @contextlib.contextmanager
@@ -228,6 +234,12 @@ def mirrored(
         finally:
             with contextlib.suppress(TlexportError), work.translated():
                 work.lease.release()
+
+
+def _numbers(paths: Iterable[str]) -> set[int]:
+    """The versions that files of a model, written below the repository, belong to."""
+    parts = (rel.split("/")[1] for rel in paths)
+    return {int(part) for part in parts if NUMBER.fullmatch(part)}
 
 
 def _stamp(path: Path) -> Stamp:
