@@ -38,9 +38,7 @@ def die(*arguments):
     os.kill(os.getpid(), signal.SIGKILL)
 
 real = Client.load
-if {when!r} == "before the candidate loads":
-    Client.load = die
-elif {when!r} == "while it is a candidate":
+if {when!r} == "while it is a candidate":
     Client.unload = lambda self, model: None
     def load(self, model):
         real(self, model)
@@ -69,6 +67,12 @@ def running(tmp_path_factory, made):
     server, _ = choice.start("embedded", place, ServeOptions(control="explicit"))
     yield place, server
     server.stop()
+
+
+@pytest.fixture(autouse=True)
+def hasty(monkeypatch):
+    """The embedded server takes a second to unload a model: only one test waits for it."""
+    monkeypatch.setattr(_change, "GONE_S", 0.0)
 
 
 @pytest.fixture
@@ -158,6 +162,24 @@ def test_a_first_version_then_the_next_then_back(made, place, server):
     assert serves(server, 0)
     assert repository.versions(place / "insects") == [1, 2]
     assert nothing_left(place)
+
+
+def test_a_candidate_is_gone_before_the_version_loads_in_its_place(
+    made, place, server, monkeypatch
+):
+    monkeypatch.setattr(_change, "GONE_S", 30.0)
+    deploy(made[0], place, options(server))
+    states = []
+    real = Client.load
+
+    def load(self, model):
+        if model == "insects":
+            states.append(serving(server, rollout.candidate_of("insects")))
+        real(self, model)
+
+    monkeypatch.setattr(Client, "load", load)
+    assert deploy(made[1], place, options(server)).passed
+    assert states == [[]]
 
 
 def test_a_number_is_never_given_again_and_rolled_back_versions_are_passed_over(
@@ -335,7 +357,6 @@ def test_requests_meanwhile_are_all_answered_right(made, place, server):
 @pytest.mark.parametrize(
     "when",
     [
-        "before the candidate loads",
         "while it is a candidate",
         "between version and configuration",
         "before the change loads",
@@ -458,7 +479,7 @@ def test_other_repositories_servers_and_ways_are_told_apart(made, place, server,
     report = deploy(made[0], elsewhere, options(server))
     assert report.fault.kind == "ServerError"
     assert "the very repository that the server serves" in report.fault.fix
-    assert repository.models(elsewhere) == {}
+    assert not elsewhere.exists()
     deploy(made[0], place, options(server))
     for seed, got in ((None, "no such version"), (1, "another version 1")):
         if seed is not None:

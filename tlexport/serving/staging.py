@@ -10,6 +10,8 @@ import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+LOCK = ".tlexport.lock"
+
 
 def stage_place(repository: Path) -> Path | None:
     """Where a new model is made whole: beside the repository, for all in it counts as a model.
@@ -43,10 +45,17 @@ def locked(repository: Path, waiting: Callable[[], None] = lambda: None) -> Iter
 
     `waiting` is told where another holds it.
     """
-    with (repository / ".tlexport.lock").open("ab") as lock:
+    with (repository / LOCK).open("ab") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             waiting()
             fcntl.flock(lock, fcntl.LOCK_EX)
         yield
+
+
+def remove_if_empty(repository: Path) -> None:
+    """Take a repository away that was made for nothing: only the lock, which is held, is in it."""
+    if [path.name for path in repository.iterdir()] == [LOCK]:
+        (repository / LOCK).unlink()
+        repository.rmdir()

@@ -55,10 +55,15 @@ def opened(place: Path | str, model: str, progress: Progress = silent) -> Iterat
             yield mirror
         return
     folder = Path(place)
+    is_new = not folder.exists()
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with staging.locked(folder, waiting):
-            yield Folder(folder)
+            try:
+                yield Folder(folder)
+            finally:
+                if is_new:
+                    staging.remove_if_empty(folder)
     except OSError as error:
         raise RepositoryError(
             f"to write the repository {str(folder)!r}",

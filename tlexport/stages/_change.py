@@ -119,7 +119,7 @@ class Change:
         self._ask(self.candidate, number, question, "candidate")
         self._client.unload(self.candidate)
         deadline = time.monotonic() + GONE_S  # else three of a kind would be in memory
-        while time.monotonic() < deadline and self._state(self.candidate) == "UNLOADING":
+        while self._is_leaving(self.candidate) and time.monotonic() < deadline:
             time.sleep(POLL_S)
 
     def _serve(
@@ -192,6 +192,6 @@ class Change:
         finally:
             clearing.close()
 
-    def _state(self, model: str) -> str:
-        states = [e.get("state", "") for e in self._client.models() if e["name"] == model]
-        return str(states[0]) if states else ""
+    def _is_leaving(self, model: str) -> bool:
+        mine = [entry for entry in self._client.models() if entry["name"] == model]
+        return any(entry.get("state") == "UNLOADING" for entry in mine)

@@ -9,7 +9,6 @@ from tlexport.options import RollbackOptions
 from tlexport.progress import Progress, silent
 from tlexport.reports import RollbackReport
 from tlexport.serving import pipeline, repository, rollout, store
-from tlexport.serving.config import CONFIG
 from tlexport.serving.store import Store
 from tlexport.stages._change import Change
 from tlexport.stages._gate import BATCHES, Question
@@ -34,7 +33,7 @@ def rollback(
         ServerError: nobody answers, or the server does not load what it is told to.
     """
     options = options or RollbackOptions()
-    model = options.name or _only(place)
+    model = _chosen(place, options.name)
     change = Change(options.server, model, options.timeout_s)
     try:
         change.hold_server()
@@ -49,7 +48,7 @@ def rollback(
 
 def _rolled_back(change: Change, work: Store) -> RollbackReport:
     folder = work.folder / change.model
-    _hold_model(folder, change.model, work)
+    _hold_alone(change.model, work)
     rollout.sweep(work.folder, change.model)
     change.align(work)
     served = rollout.standing(folder).served
@@ -93,23 +92,16 @@ def _rolled_back(change: Change, work: Store) -> RollbackReport:
     )
 
 
-def _hold_model(folder: Path, model: str, work: Store) -> None:
-    if not (folder / CONFIG).is_file():
+def _chosen(place: Path | str, name: str | None) -> str:
+    found = store.names(place)
+    if name in found:
+        return str(name)
+    if name is not None:
         raise RepositoryError(
-            f"a model {model!r} in {work.shown!r}",
-            got=", ".join(store.names(work.shown)) or "no model",
+            f"a model {name!r} in {str(place)!r}",
+            got=", ".join(found) or "no model",
             fix="pass --name with one that is there",
         )
-    if pipeline.there(work.folder, model) is not None:
-        raise RepositoryError(
-            f"a model without a pipeline around it, to change {model!r} alone",
-            got=f"{pipeline.pipeline_of(model)!r}, whose steps change together",
-            fix="run `tlexport package` with the older bundle, which makes all of them anew",
-        )
-
-
-def _only(place: Path | str) -> str:
-    found = store.names(place)
     if len(found) != 1:
         raise OptionError(
             f"a model of {str(place)!r} to be named",
@@ -117,3 +109,12 @@ def _only(place: Path | str) -> str:
             fix="pass --name NAME",
         )
     return found[0]
+
+
+def _hold_alone(model: str, work: Store) -> None:
+    if pipeline.there(work.folder, model) is not None:
+        raise RepositoryError(
+            f"a model without a pipeline around it, to change {model!r} alone",
+            got=f"{pipeline.pipeline_of(model)!r}, whose steps change together",
+            fix="run `tlexport package` with the older bundle, which makes all of them anew",
+        )
