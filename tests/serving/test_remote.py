@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import obstore
 import obstore.store
@@ -23,6 +24,7 @@ from tlexport.options import (
     LintOptions,
     PackageOptions,
     RollbackOptions,
+    RunOptions,
     ServeOptions,
 )
 from tlexport.serving import choice, config, lease, remote, repository, rollout, standing
@@ -330,7 +332,23 @@ def test_another_signature_is_refused_in_a_store_as_well(made, url, tmp_path, mo
     assert read(url, "insects/labels.txt") == b"ant\nbee\ndove\n"
 
 
-def test_wrong_places(made, url, monkeypatch):
+def test_an_ensemble_comes_after_its_steps(url, monkeypatch):
+    sent = listened(monkeypatch, "put", 1)
+    with remote.mirrored(url, list, waiting=lambda: None) as work:
+        for name, platform in (("a_pipeline", 'platform: "ensemble"'), ("b", 'backend: "x"')):
+            (work.folder / name / "1").mkdir(parents=True)
+            (work.folder / name / "1/model.onnx").write_bytes(b"x")
+            (work.folder / name / "config.pbtxt").write_text(platform)
+        work.push()
+        (work.folder / "b/config.pbtxt").unlink()
+        shutil.rmtree(work.folder / "b/1")
+        work.push()
+    assert sent[-3:] == ["a_pipeline/config.pbtxt", "b/config.pbtxt", lease.OBJECT]
+    assert sent.index("b/config.pbtxt") < sent.index("a_pipeline/1/model.onnx")
+    assert [path for path in objects(url) if path.startswith("b/")] == []
+
+
+def test_wrong_places(made, url, tmp_path, monkeypatch):
     with pytest.raises(RepositoryError, match=r"to work in the repository 's3://no-such-bucket"):
         package(made[0], "s3://no-such-bucket/x")
     for place in ("ftp://somewhere/x", "s3://", "s3:///"):
@@ -338,6 +356,12 @@ def test_wrong_places(made, url, monkeypatch):
             package(made[0], place)
     with pytest.raises(OptionError, match="a folder for --fix"):
         lint(url, LintOptions(fix=True))
+    with pytest.raises(RepositoryError, match="a folder to serve here"):
+        serve(url)
+    with pytest.raises(OptionError, match="--repository with a folder"):
+        RunOptions(repository=url)
+    assert remote.url_of(Path(url)) == url
+    assert remote.url_of(tmp_path) is None
     monkeypatch.setitem(sys.modules, "obstore", None)
     with pytest.raises(MissingDependency, match=r"tlexport\[remote\]"):
         package(made[0], url)

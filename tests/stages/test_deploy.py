@@ -157,7 +157,7 @@ def test_a_first_version_then_the_next_then_back(made, place, server):
     assert {check.asked for check in second.checks} == {"candidate", "in service"}
     assert made[1].report("deploy", DeployReport) == second
     assert serves(server, 1)
-    back = rollback(place, RollbackOptions(server=server.grpc, name="insects"))
+    back = rollback(place, RollbackOptions(server=f"http://{server.http}", name="insects"))
     assert (back.passed, back.before, back.version, back.left) == (True, 2, 1, ())
     assert serves(server, 0)
     assert repository.versions(place / "insects") == [1, 2]

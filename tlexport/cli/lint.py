@@ -75,7 +75,7 @@ def draw(report: LintReport, console: Console) -> None:
         f"{verdict}: {_counted(len(report.models), 'model')} against {held}: "
         f"{_counted(report.errors, 'error')}, {_counted(report.warnings, 'warning')}"
     )
-    if not report.errors:
+    if not report.errors and "://" not in report.repository:
         console.print(f"next: tlexport serve {escape(report.repository)}")
 
 

@@ -61,4 +61,5 @@ def draw(report: PackageReport, console: Console) -> None:
     )
     for file in report.files:
         console.print(f"  {escape(report.model)}/{escape(file)}")
-    console.print(f"next: tlexport serve {escape(report.repository)}")
+    if "://" not in report.repository:
+        console.print(f"next: tlexport serve {escape(report.repository)}")

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -33,9 +34,10 @@ SMALL = (ORIGIN, OWN, GOLDEN, LABELS, "pipeline.json")
 Stamp = tuple[int, int, int]
 
 
-def is_remote(place: Path | str) -> bool:
-    """Whether a repository is written as a URL."""
-    return "://" in str(place)
+def url_of(place: Path | str) -> str | None:
+    """A repository's URL, None for a folder; a Path made of a URL has lost one of its slashes."""
+    found = re.match(r"([a-z][a-z0-9]+):/+(.*)", str(place))
+    return f"{found[1]}://{found[2]}" if found else None
 
 
 class Remote:
@@ -76,7 +78,8 @@ class Remote:
         with self.translated():
             if changed or gone:
                 self.lease.hold()
-            for model in dict.fromkeys(rel.split("/")[0] for rel in changed):
+            models = dict.fromkeys(rel.split("/")[0] for rel in changed)
+            for model in sorted(models, key=self._is_ensemble):  # its steps come before it
                 self._bring(model, [rel for rel in changed if rel.split("/")[0] == model])
             self._delete(gone)
 
@@ -116,6 +119,10 @@ class Remote:
             hidden = any(part.startswith(".") for part in path.relative_to(self.folder).parts)
             if path.is_file() and not hidden:
                 yield path
+
+    def _is_ensemble(self, model: str) -> bool:
+        described = self.folder / model / CONFIG
+        return described.is_file() and config.parse(described).platform == "ensemble"
 
     def _bring(self, model: str, changed: list[str]) -> None:
         described = f"{model}/{CONFIG}"

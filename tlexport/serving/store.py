@@ -50,8 +50,8 @@ def opened(place: Path | str, model: str, progress: Progress = silent) -> Iterat
     def waiting() -> None:
         progress("waiting for another deploy or package", 0, None)
 
-    if remote.is_remote(place):
-        with remote.mirrored(str(place), _around(model), waiting=waiting) as mirror:
+    if (url := remote.url_of(place)) is not None:
+        with remote.mirrored(url, _around(model), waiting=waiting) as mirror:
             yield mirror
         return
     folder = Path(place)
@@ -78,11 +78,12 @@ def readable(place: Path | str, model: str | None = None) -> Iterator[Path]:
 
     Of one model alone the copy has no large files, and may be of one that is being changed.
     """
-    if not remote.is_remote(place):
+    url = remote.url_of(place)
+    if url is None:
         yield Path(place)
         return
     pick = _around(model) if model else list[str]
-    with remote.mirrored(str(place), pick, whole=model is None) as mirror:
+    with remote.mirrored(url, pick, whole=model is None) as mirror:
         yield mirror.folder
 
 
@@ -99,9 +100,9 @@ def names(place: Path | str) -> list[str]:
     Raises:
         RepositoryError: it is not there, is empty, or is something else than a repository.
     """
-    if remote.is_remote(place):
+    if (url := remote.url_of(place)) is not None:
         with tempfile.TemporaryDirectory() as folder:
-            found = remote.Remote(str(place), Path(folder)).names()
+            found = remote.Remote(url, Path(folder)).names()
     else:
         found = repository.folders(Path(place))
     return [name for name in found if not name.endswith(CANDIDATE)]

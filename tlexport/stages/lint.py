@@ -31,7 +31,7 @@ def lint(
         OptionError: an unknown release, or something to mend in an object store.
     """
     options = options or LintOptions()
-    if options.fix and remote.is_remote(place):
+    if options.fix and remote.url_of(place) is not None:
         raise OptionError(
             "a folder for --fix",
             got=f"{str(place)!r}",
