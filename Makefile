@@ -26,7 +26,7 @@ demo: $(INSTALLED)
 
 # Passive waiting: idle threads of one test do not spin while the next one, or a server, works.
 test: $(INSTALLED) check
-	-@for data in photos snippets smollm2 speech crds prometheus; do $(BIN)/python tests/$$data.py > /dev/null 2>&1; done
+	-@for data in photos snippets smollm2 speech crds prometheus s3; do $(BIN)/python tests/$$data.py > /dev/null 2>&1; done
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -m 'not gpu' $(PYTEST)
 
 check: $(INSTALLED)

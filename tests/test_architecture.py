@@ -74,6 +74,7 @@ ADDRESSES = {
         *("runtimes.ort", "runtimes._bound", "serving.backends", "serving.limits_of_onnxruntime"),
         *("targets", "diagnosis"),
     },
+    "obstore": {"serving.remote"},
     "tritonclient": {"runtimes._wire", "serving"},
     "PIL": {"preprocess.image"},
     "jinja2": {"stages._page", "stages._bench_page", "serving.manifests"},

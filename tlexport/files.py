@@ -128,10 +128,12 @@ def hold_writable(path: Path) -> None:
 def cannot_write(path: Path, error: OSError) -> BundleError:
     """The three-part error for a write that the system refused."""
     several = error.args[0] if isinstance(error, shutil.Error) else ()  # (from, to, why) each
+    cached = path.absolute().is_relative_to(cache_folder().absolute())
+    choose = "set TLEXPORT_CACHE to" if cached else "choose"
     return BundleError(
         f"to write {str(path)!r}",
         got=error.strerror or (str(several[0][2]) if several else str(error)),
-        fix="free space or choose a folder you may write to, then run the same command again",
+        fix=f"free space or {choose} a folder you may write to, then run the same command again",
     )
 
 

@@ -16,7 +16,7 @@ from serving import bundles, small_models
 from tlexport.bundle import read_tensors
 from tlexport.errors import OptionError, RepositoryError
 from tlexport.options import PackageOptions
-from tlexport.serving import config, repository
+from tlexport.serving import config, repository, staging
 from tlexport.stages.package import package
 
 SLOW = """
@@ -110,7 +110,7 @@ def test_a_killed_packager_leaves_nothing_that_counts(bundle, tmp_path):
 
 
 def test_a_repository_that_is_a_disk_of_its_own_is_filled_in_place(bundle, tmp_path, monkeypatch):
-    monkeypatch.setattr(repository, "_stage_place", lambda place: None)
+    monkeypatch.setattr(staging, "stage_place", lambda place: None)
     assert package(bundle, tmp_path / "models").version == 1
     assert repository.check(tmp_path / "models") == {"insects": [1]}
 
@@ -247,7 +247,7 @@ def test_a_lock_is_waited_for(bundle, tmp_path):
     place = tmp_path / "models"
     place.mkdir()
     with ThreadPoolExecutor(1) as pool:
-        with repository._locked(place):
+        with staging.locked(place):
             future = pool.submit(package, bundle.root, place)
             time.sleep(0.3)
             assert not future.done()
@@ -276,12 +276,12 @@ def test_unfinished_files_of_a_killed_packager_go(bundle, tmp_path):
 
 def test_a_first_version_that_does_not_fit_leaves_no_model(bundle, tmp_path, monkeypatch):
     place = tmp_path / "models"
-    monkeypatch.setattr(repository, "_stage_place", lambda repository: None)
+    monkeypatch.setattr(staging, "stage_place", lambda repository: None)
 
     def full(*args):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(repository, "_fill_version", full)
+    monkeypatch.setattr(repository, "fill_version", full)
     with pytest.raises(RepositoryError, match="No space left"):
         package(bundle, place)
     assert not (place / "insects").exists()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -18,11 +17,11 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("repository", type=click.Path(path_type=Path), default=Path("model_repository"))
+@click.argument("repository", default="model_repository")
 @flags(LintOptions)
 @click.option("--rules", is_flag=True, help="List every rule and end.")
 @as_json
-def command(repository: Path, rules: bool, as_json: bool, **values: Any) -> None:
+def command(repository: str, rules: bool, as_json: bool, **values: Any) -> None:
     """Hold a model repository against a Triton server's load rules, without a server.
 
     Tells what Triton's core and its ONNX Runtime backend would refuse, answer wrongly for, or
@@ -76,7 +75,7 @@ def draw(report: LintReport, console: Console) -> None:
         f"{verdict}: {_counted(len(report.models), 'model')} against {held}: "
         f"{_counted(report.errors, 'error')}, {_counted(report.warnings, 'warning')}"
     )
-    if not report.errors:
+    if not report.errors and "://" not in report.repository:
         console.print(f"next: tlexport serve {escape(report.repository)}")
 
 

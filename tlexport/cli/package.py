@@ -21,14 +21,13 @@ if TYPE_CHECKING:
 @click.option(
     "-r",
     "--repository",
-    type=click.Path(path_type=Path),
-    default=Path("model_repository"),
+    default="model_repository",
     show_default=True,
-    help="Folder that a Triton server serves.",
+    help="What a Triton server serves: a folder, or s3://, gs:// or az:// with a path.",
 )
 @flags(PackageOptions)
 @as_json
-def command(bundle: Path, repository: Path, as_json: bool, **values: Any) -> None:
+def command(bundle: Path, repository: str, as_json: bool, **values: Any) -> None:
     """Write the next version of the model into a Triton model repository.
 
     Refused with exit code 3 unless `tlexport verify` has passed this very file.
@@ -66,4 +65,5 @@ def draw(report: PackageReport, console: Console) -> None:
     if report.pipeline:
         around = " and ".join(escape(step) for step in report.steps if step != report.model)
         console.print(f"raw files in, labels out: {escape(report.pipeline)}, by {around}")
-    console.print(f"next: tlexport serve {escape(report.repository)}")
+    if "://" not in report.repository:
+        console.print(f"next: tlexport serve {escape(report.repository)}")

@@ -7,6 +7,8 @@ from tlexport.options._asking import EvaluateOptions as EvaluateOptions
 from tlexport.options._asking import PredictOptions as PredictOptions
 from tlexport.options._asking import RuntimeOptions as RuntimeOptions
 from tlexport.options._asking import VerifyOptions as VerifyOptions
+from tlexport.options._deploying import DeployOptions as DeployOptions
+from tlexport.options._deploying import RollbackOptions as RollbackOptions
 from tlexport.options._making import DataOptions as DataOptions
 from tlexport.options._making import ExportOptions as ExportOptions
 from tlexport.options._making import ImportOptions as ImportOptions

@@ -8,6 +8,7 @@ import msgspec
 from msgspec import Meta
 
 from tlexport.checks import check, check_name
+from tlexport.errors import OptionError
 from tlexport.options._making import TrainOptions
 
 
@@ -117,3 +118,9 @@ class RunOptions(msgspec.Struct, frozen=True, kw_only=True):
 
     def __post_init__(self) -> None:
         check(self)
+        if "://" in self.repository:
+            raise OptionError(
+                "--repository with a folder, which is served at the end",
+                got=repr(self.repository),
+                fix="run it with a folder, then `tlexport package BUNDLE -r URL`",
+            )

@@ -13,6 +13,10 @@ from tlexport.reports._bench import RateTrial as RateTrial
 from tlexport.reports._bench import Steadiness as Steadiness
 from tlexport.reports._bench import TimeSpent as TimeSpent
 from tlexport.reports._bench import Verdict as Verdict
+from tlexport.reports._deploying import DeployReport as DeployReport
+from tlexport.reports._deploying import Fault as Fault
+from tlexport.reports._deploying import GateCheck as GateCheck
+from tlexport.reports._deploying import RollbackReport as RollbackReport
 from tlexport.reports._interval import Interval as Interval
 from tlexport.reports._making import AccuracyCost as AccuracyCost
 from tlexport.reports._making import BackbonesReport as BackbonesReport

@@ -16,10 +16,13 @@ import tritonclient.http
 from tritonclient.utils import InferenceServerException
 
 from tlexport.errors import OptionError, ServerError
+from tlexport.serving.refusals import fix_of
 
-GONE = re.compile(r"UNAVAILABLE|failed to connect|Connection refused|unreachable|not resolve")
+GONE = re.compile(r"failed to connect|Connection refused|unreachable|not resolve")
 LATE = re.compile(r"DEADLINE_EXCEEDED|Deadline Exceeded|timed out", re.IGNORECASE)
 NO_MODEL = re.compile(r"unknown model|is not found|is not ready|has no available versions")
+CONTROL = re.compile(r"explicit model load / unload is not allowed")
+UNSEEN = re.compile(r"failed to poll from model repository")
 DIED = re.compile(r"Stub process '[^']*' is not healthy")
 MAX_MESSAGE = tritonclient.grpc.MAX_GRPC_MESSAGE_SIZE
 PROXIES = ("grpc_proxy", "https_proxy", "http_proxy")
@@ -128,6 +131,25 @@ class Client:
                 model, inputs, model_version=version, outputs=outputs, **waits
             )
 
+    def load(self, model: str) -> None:
+        """Have the server load a model, or take up what changed of it, and wait until it has.
+
+        Raises:
+            ServerError: it refuses, with its reason, or is not ready in time.
+        """
+        waits = {} if self._http else {"client_timeout": self.timeout_s}
+        try:
+            with self.translated():
+                self._client.load_model(model, **waits)
+        except ServerError as error:
+            raise self._not_loaded(model, error) from error
+
+    def unload(self, model: str) -> None:
+        """Have the server let go of a model; one that it does not have is no error."""
+        waits = {} if self._http else {"client_timeout": self.timeout_s}
+        with self.translated():
+            self._client.unload_model(model, **waits)
+
     def register(self, region: str, key: str, size_bytes: int) -> None:
         """Tell the server of a shared memory region."""
         with self.translated():
@@ -160,15 +182,42 @@ class Client:
             told: dict[str, Any] = getattr(self._client, method)(*arguments, **more)
             return told
 
+    def _not_loaded(self, model: str, error: ServerError) -> ServerError:
+        """A refusal to load, in a line, with what to do about it."""
+        place = self.address.place
+        if LATE.search(error.got):
+            return ServerError(
+                f"{model!r} to be loaded by {place} within {self.timeout_s:g} s",
+                got=f"no answer yet: {error.got}",
+                fix="pass a longer --timeout-s: a large model may take minutes to load",
+            )
+        if GONE.search(error.got) or CONTROL.search(error.got):
+            return error
+        if UNSEEN.search(error.got):
+            return ServerError(
+                f"{model!r} in the repository that {place} serves",
+                got=error.got,
+                fix="name the very repository that the server serves, and see that it may read it",
+            )
+        why = error.got.strip().split("\n")[0]
+        return ServerError(f"{model!r} to be loaded by {place}", got=why, fix=fix_of(why))
+
     def _refusal(self, status: str, message: str) -> ServerError:
         place, text = self.address.place, f"{status} {message}"
+        if CONTROL.search(message):
+            return ServerError(
+                f"a server at {place} that loads models when it is told to",
+                got=message.strip(),
+                fix="start it with --model-control-mode=explicit (`tlexport serve REPOSITORY "
+                "--control explicit`)",
+            )
         if LATE.search(text):
             return ServerError(
                 f"an answer from {place} within {self.timeout_s:g} s",
                 got=message,
                 fix="pass a longer --timeout-s, or give the server more instances",
             )
-        if GONE.search(text) or not message:
+        if "UNAVAILABLE" in status or GONE.search(message) or not message:
             other = "HTTP" if self._http else "gRPC"
             return ServerError(
                 f"a Triton server that speaks {other} at {place}",

@@ -197,13 +197,18 @@ def parse(path: Path) -> pb.ModelConfig:
         RepositoryError: it is not the text of a model configuration.
     """
     try:
-        return text_format.Parse(path.read_text(encoding="utf-8"), pb.ModelConfig())
+        return parse_text(path.read_text(encoding="utf-8"))
     except (text_format.ParseError, UnicodeDecodeError, OSError) as error:
         raise RepositoryError(
             f"a Triton model configuration in {str(path)!r}",
             got=str(error),
             fix="correct the file, or package the model again",
         ) from error
+
+
+def parse_text(written: str) -> pb.ModelConfig:
+    """Read the text of a configuration."""
+    return text_format.Parse(written, pb.ModelConfig())
 
 
 def digests_of(config: pb.ModelConfig) -> dict[str, str]:

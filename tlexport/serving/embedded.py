@@ -94,17 +94,28 @@ def control(repository: Path, options: ServeOptions) -> list[str]:
 
 
 def run_folder() -> Path:
-    """A new folder for one server's log and links, at a path the server can bear."""
+    """A new folder for one server's log and links, at a path the server can bear.
+
+    Where the cache cannot be written it is among the temporary ones: a runtime folder that was
+    built before is enough to serve.
+    """
     base = cache_folder().absolute() / "servers"
-    if not is_safe(base):
+    if not is_safe(base) or not _is_writable(base):
         return Path(tempfile.mkdtemp(dir="/tmp", prefix="tlexport-"))
-    base.mkdir(parents=True, exist_ok=True)
     for old in base.iterdir():
         with contextlib.suppress(FileNotFoundError):  # another server has just removed its own
             if time.time() - old.stat().st_mtime > KEPT_LOGS_S:
                 shutil.rmtree(old, ignore_errors=True)
     stamp = time.strftime("%Y%m%d-%H%M%S")
     return Path(tempfile.mkdtemp(dir=base, prefix=f"{stamp}-{os.getpid()}-"))
+
+
+def _is_writable(folder: Path) -> bool:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return False
+    return os.access(folder, os.W_OK)
 
 
 def is_safe(path: Path) -> bool:

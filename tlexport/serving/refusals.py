@@ -66,7 +66,11 @@ def reason(text: str) -> str:
 
 def fix_for(text: str) -> str:
     """What to do about a known refusal."""
-    why = reason(text)
+    return fix_of(reason(text))
+
+
+def fix_of(why: str) -> str:
+    """What to do about one reason."""
     for pattern, fix in FIXES:
         if re.search(pattern, why):
             return fix

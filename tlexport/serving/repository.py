@@ -4,6 +4,7 @@
 <repository>/<name>/<version>/model.onnx       or model.onnx/model.onnx and its data
 <repository>/<name>/<version>/tlexport.json    where the version comes from: Origin
 <repository>/<name>/<version>/golden.safetensors   a few inputs (input:NAME), answers (output:NAME)
+<repository>/<name>/<version>/own.pbtxt, labels.txt   as it is served: Triton reads the model's own
 
 A server that polls sees a version with all its files or not at all. A new model is made beside the
 repository and renamed into it. In a model that is there, everything a new configuration names is
@@ -13,12 +14,9 @@ written first, then the configuration, which fits the older versions as well, th
 from __future__ import annotations
 
 import contextlib
-import fcntl
-import os
 import re
 import shutil
-import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import msgspec
@@ -29,12 +27,15 @@ from tlexport.bundle import encode, write_tensors
 from tlexport.checks import check_name
 from tlexport.errors import OptionError, RepositoryError
 from tlexport.files import cannot_write, sync_file, sync_folder, write_atomic
-from tlexport.serving import config
+from tlexport.serving import config, staging
 from tlexport.serving.config import CONFIG, LABELS, WARMUP, Settings, Step
+from tlexport.serving.standing import standing_of, tell
 from tlexport.spec import ModelSpec
 
 ORIGIN = "tlexport.json"
 GOLDEN = "golden.safetensors"
+OWN = "own.pbtxt"
+"""The configuration as of a version, to go back to: there is but one for all of a model."""
 MODEL_FILES = {"onnxruntime": "model.onnx", "tensorrt": "model.plan", "openvino": "model.xml"}
 """File that a backend opens where a configuration names none."""
 
@@ -81,7 +82,7 @@ class NewVersion(msgspec.Struct, frozen=True, kw_only=True):
 def install(
     repository: Path, new: NewVersion | Sequence[NewVersion], allow_signature_change: bool = False
 ) -> int:
-    """Add the next version of a model; its number. Several packagers may do so at once.
+    """Add the next version of a model; its number. Its lock is held by whoever calls this.
 
     Of several models all get the same number, and appear in order: all of them, or none.
 
@@ -90,6 +91,27 @@ def install(
         RepositoryError: the signature is not that of the model in place, or it cannot be written.
     """
     together = [new] if isinstance(new, NewVersion) else list(new)
+    hold_names(together)
+    try:
+        repository.mkdir(parents=True, exist_ok=True)
+        for each in together if not allow_signature_change else ():
+            hold_signature(repository / each.settings.name, each)
+        return _install(repository, together)
+    except OSError as error:
+        raise RepositoryError(
+            f"to write the repository {str(repository)!r}",
+            got=error.strerror or str(error),
+            fix=cannot_write(repository, error).fix,
+        ) from error
+
+
+def hold_names(together: Sequence[NewVersion]) -> None:
+    """Refuse a model's name or a label that a server cannot bear.
+
+    Raises:
+        OptionError: the name is not one that Triton can bear.
+        RepositoryError: a label is of more than one line.
+    """
     for each in together:
         check_name(each.settings.name)
         for label in each.spec.labels:
@@ -97,18 +119,6 @@ def install(
                 raise RepositoryError(
                     "labels of one line each", got=repr(label), fix="rename the label's folder"
                 )
-    try:
-        repository.mkdir(parents=True, exist_ok=True)
-        with _locked(repository):
-            for each in together if not allow_signature_change else ():
-                _hold_signature(repository / each.settings.name, each)
-            return _install(repository, together)
-    except OSError as error:
-        raise RepositoryError(
-            f"to write the repository {str(repository)!r}",
-            got=error.strerror or str(error),
-            fix=cannot_write(repository, error).fix,
-        ) from error
 
 
 def versions(model: Path) -> list[int]:
@@ -215,19 +225,19 @@ def _check_model(folder: Path, numbers: list[int]) -> None:
 
 def _install(repository: Path, together: Sequence[NewVersion]) -> int:
     """Make every version beside its place, then put one after the other there."""
-    beside = _stage_place(repository)
+    beside = staging.stage_place(repository)
     places = [repository / new.settings.name for new in together]
     with contextlib.ExitStack() as stages, contextlib.ExitStack() as undo:
         for place in places:
             if beside is None and not place.is_dir():
                 place.mkdir()
                 undo.callback(shutil.rmtree, place, ignore_errors=True)
-        number = max(map(_next_number, places))
+        number = max(map(next_number, places))
         made = []
         for place, new in zip(places, together, strict=True):
             there = place.is_dir()
-            stage = stages.enter_context(_staging(place if there else beside or place))
-            _fill_version(stage if there else stage / str(number), new)
+            stage = stages.enter_context(staging.aside(place if there else beside or place))
+            fill_version(stage if there else stage / str(number), new, number)
             made.append(stage)
         for place, stage, new in zip(places, made, together, strict=True):
             undo.callback(_put(place, stage, new, number))
@@ -262,40 +272,17 @@ def _put(place: Path, stage: Path, new: NewVersion, number: int) -> Callable[[],
     return back
 
 
-def _next_number(model: Path) -> int:
-    """The number after the last; a file of such a name is in the way as well."""
+def next_number(model: Path) -> int:
+    """The number after the last ever given; a file of such a name is in the way as well."""
     taken = [path.name for path in model.iterdir()] if model.is_dir() else []
     numbers = [int(name) for name in taken if NUMBER.fullmatch(name)]
-    return max(numbers, default=0) + 1
+    place = model / CONFIG
+    last = standing_of(config.parse(place), versions(model)).last if place.is_file() else 0
+    return max((last, *numbers)) + 1
 
 
-def _stage_place(repository: Path) -> Path | None:
-    """Where a new model is made whole: beside the repository, for all in it counts as a model.
-
-    None where that is another disk or not ours to write: then the model's folder is filled in
-    place, its configuration first and its version, at one stroke, last.
-    """
-    beside = repository.absolute().parent
-    same_disk = beside.stat().st_dev == repository.stat().st_dev
-    return beside if same_disk and os.access(beside, os.W_OK) else None
-
-
-@contextlib.contextmanager
-def _staging(place: Path) -> Iterator[Path]:
-    """A folder to fill; what a killed packager left is removed first (the lock is held)."""
-    for left in place.glob(".tlexport-staging-*"):
-        owner = left.name.split("-")[2]
-        if not Path(f"/proc/{owner}").exists():
-            shutil.rmtree(left, ignore_errors=True)
-    stage = Path(tempfile.mkdtemp(dir=place, prefix=f".tlexport-staging-{os.getpid()}-"))
-    try:
-        stage.chmod(0o755)
-        yield stage
-    finally:
-        shutil.rmtree(stage, ignore_errors=True)
-
-
-def _fill_version(folder: Path, new: NewVersion) -> None:
+def fill_version(folder: Path, new: NewVersion, number: int) -> None:
+    """Write all that belongs to a version into a new folder."""
     for source, name in new.files:
         place = folder / name
         place.parent.mkdir(parents=True, exist_ok=True)
@@ -308,6 +295,13 @@ def _fill_version(folder: Path, new: NewVersion) -> None:
     golden = {f"{side}:{name}": a for side, each in sides.items() for name, a in each.items()}
     if new.golden_outputs:
         write_tensors(folder / GOLDEN, golden)
+    own = new.configuration(number, {str(number): new.origin.artifact_sha256})
+    for block in own.output:
+        if block.label_filename:
+            block.label_filename = f"{number}/{LABELS}"
+    if new.spec.labels:
+        write_atomic(folder / LABELS, _lines(new.spec.labels))
+    write_atomic(folder / OWN, config.text(own).encode())
     write_atomic(folder / ORIGIN, encode(new.origin))
 
 
@@ -320,25 +314,42 @@ def _describe(model: Path, new: NewVersion, number: int) -> None:
     digests = {version: sha for version, sha in known.items() if version in kept}
     digests[str(number)] = new.origin.artifact_sha256
     built = new.configuration(number, digests)
+    if before is not None:
+        tell(built, standing_of(before, versions(model)).then(number))
     if new.spec.labels:
-        write_atomic(model / LABELS, "".join(f"{label}\n" for label in new.spec.labels).encode())
+        write_atomic(model / LABELS, _lines(new.spec.labels))
     for array in new.golden_inputs.values():
         raw = config.raw_bytes(array[:1])
         write_atomic(model / WARMUP / config.warmup_name(array[:1]), raw)
     write_atomic(place, config.text(built).encode())
-    named = _warmup_files(built) | (_warmup_files(before) if before is not None else set())
+    drop_unnamed(model, [built] if before is None else [built, before])
+
+
+def drop_unnamed(model: Path, named_by: Sequence[pb.ModelConfig]) -> None:
+    """Remove warm-up files that no configuration names, and what a killed packager left."""
+    named = {file for each in named_by for file in warmup_files(each)}
     unfinished = [path for name in (CONFIG, LABELS) for path in model.glob(f".{name}.*")]
-    for path in (*unfinished, *(model / WARMUP).glob("*")):  # a killed packager's, or outdated
+    for path in (*unfinished, *(model / WARMUP).glob("*")):
         if path.name not in named:
             path.unlink()
 
 
-def _warmup_files(found: pb.ModelConfig) -> set[str]:
+def _lines(labels: Sequence[str]) -> bytes:
+    return "".join(f"{label}\n" for label in labels).encode()
+
+
+def warmup_files(found: pb.ModelConfig) -> set[str]:
+    """The files below warmup/ that a configuration names."""
     blocks = [block for warmup in found.model_warmup for block in warmup.inputs.values()]
     return {block.input_data_file for block in blocks}
 
 
-def _hold_signature(model: Path, new: NewVersion) -> None:
+def hold_signature(model: Path, new: NewVersion) -> None:
+    """Refuse a version with other inputs, outputs or labels than the model in place.
+
+    Raises:
+        RepositoryError: naming what differs.
+    """
     if not (model / CONFIG).is_file():
         return
     before = _signature(config.parse(model / CONFIG), model)
@@ -358,17 +369,10 @@ def _signature(found: pb.ModelConfig, model: Path | None) -> dict[str, list[str]
         kind = pb.DataType.Name(block.data_type).removeprefix("TYPE_")
         return f"{block.name} {kind} [{', '.join(map(str, block.dims))}]"
 
-    labels = model / LABELS if model is not None else None
+    files = [block.label_filename for block in found.output if block.label_filename]
+    labels = model / next(iter(files), LABELS) if model is not None else None
     return {
         "inputs": [described(block) for block in found.input],
         "outputs": [described(block) for block in found.output],
         "labels": labels.read_text().splitlines() if labels and labels.is_file() else [],
     }
-
-
-@contextlib.contextmanager
-def _locked(repository: Path) -> Iterator[None]:
-    """Hold the repository's lock; the system frees it should this process be killed."""
-    with (repository / ".tlexport.lock").open("ab") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield

@@ -6,12 +6,13 @@ import difflib
 from pathlib import Path
 
 from tlexport.environment import cores
+from tlexport.errors import OptionError
 from tlexport.files import text_of
 from tlexport.options import LintOptions
 from tlexport.progress import Progress, silent
 from tlexport.reports import LintFinding, LintReport
 from tlexport.serving import lint as rules
-from tlexport.serving import repository
+from tlexport.serving import remote, repository, store
 from tlexport.serving.releases import release
 
 
@@ -27,11 +28,22 @@ def lint(
 
     Raises:
         RepositoryError: the folder is no repository, or what should be mended cannot be written.
-        OptionError: an unknown release.
+        OptionError: an unknown release, or something to mend in an object store.
     """
     options = options or LintOptions()
+    if options.fix and remote.url_of(place) is not None:
+        raise OptionError(
+            "a folder for --fix",
+            got=f"{str(place)!r}",
+            fix="mend a copy, or package the model again",
+        )
+    with store.readable(place) as folder:
+        return _linted(str(place), folder, options, progress)
+
+
+def _linted(shown: str, folder: Path, options: LintOptions, progress: Progress) -> LintReport:
     wanted = release(options.triton) if options.triton else None
-    folder, granted = Path(place), options.cores or cores()
+    granted = options.cores or cores()
     progress("lint", 0, 1)
     found = rules.lint(folder, triton=wanted, cores=granted)
     changed = {}
@@ -41,7 +53,7 @@ def lint(
     progress("lint", 1, 1)
     ordered = sorted(found, key=lambda each: (each.model, each.severity))
     return LintReport(
-        repository=str(place),
+        repository=shown,
         triton=options.triton,
         models=tuple(repository.folders(folder)),
         findings=tuple(_told(folder, each) for each in ordered),

@@ -16,7 +16,7 @@ from tlexport.options import RuntimeOptions, ServeOptions
 from tlexport.progress import Progress, silent
 from tlexport.reports import ServedModel, ServeReport
 from tlexport.runtimes import connect
-from tlexport.serving import choice, pipeline, repository
+from tlexport.serving import choice, pipeline, remote, repository
 from tlexport.serving.lint import lint
 from tlexport.serving.server import Server
 from tlexport.spec import Tensors
@@ -83,6 +83,13 @@ def serve(
     """
     options = options or ServeOptions()
     folder = Path(place)
+    if (url := remote.url_of(place)) is not None:
+        raise RepositoryError(
+            "a folder to serve here",
+            got=repr(url),
+            fix="copy it to this machine; a server of NVIDIA's image takes it as "
+            f"--model-repository={url}",
+        )
     repository.check(folder)
     kind, reason = choice.choose(options.server)
     began = time.perf_counter()

@@ -19,6 +19,7 @@ from tlexport.serving.lint._graph import Graph
 from tlexport.serving.lint._text import Located
 from tlexport.serving.lint._text import Path as Steps
 from tlexport.serving.releases import Release
+from tlexport.serving.standing import admitted
 
 PLATFORMS = {
     "ensemble": "ensemble",
@@ -97,14 +98,7 @@ class Model:
     @functools.cached_property
     def served(self) -> list[int]:
         """Versions that the policy leaves."""
-        policy = self.config.version_policy
-        kind = policy.WhichOneof("policy_choice")
-        if kind == "specific":
-            return [number for number in self.numbers if number in policy.specific.versions]
-        if kind == "all":
-            return self.numbers
-        count = policy.latest.num_versions if kind == "latest" else 1
-        return self.numbers[-count:] if count > 0 else []
+        return admitted(self.config, self.numbers)
 
     def file(self, number: int) -> Path:
         """The file that a backend opens of a version; it may not be there."""

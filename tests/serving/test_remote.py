@@ -1,0 +1,367 @@
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import obstore
+import obstore.store
+import pytest
+import s3
+from serving import bundles
+
+from tlexport.errors import MissingDependency, OptionError, RepositoryError
+from tlexport.options import (
+    DeployOptions,
+    LintOptions,
+    PackageOptions,
+    RollbackOptions,
+    RunOptions,
+    ServeOptions,
+)
+from tlexport.serving import choice, config, lease, remote, repository, rollout, standing
+from tlexport.serving.client import Client
+from tlexport.stages.deploy import deploy
+from tlexport.stages.lint import lint
+from tlexport.stages.package import package
+from tlexport.stages.rollback import rollback
+from tlexport.stages.serve import serve
+
+numbers = itertools.count()
+
+HELD = """
+import os, sys, time
+from tlexport.serving import store
+with store.opened({url!r}, "insects"):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+@pytest.fixture(scope="module")
+def address():
+    try:
+        s3.fetch()
+    except (OSError, subprocess.CalledProcessError) as error:
+        pytest.skip(f"moto's server needs pip and a network: {error}")
+    with s3.serve() as address:
+        yield address
+
+
+@pytest.fixture
+def url(address, monkeypatch):
+    """A new repository in the bucket."""
+    for name, value in s3.ENVIRONMENT.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", address)
+    return f"s3://{s3.BUCKET}/prefix/{next(numbers)}"
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("made")
+    return [bundles.make(folder / f"{n}.bundle", seed=n, external=n == 1) for n in range(3)]
+
+
+def opened(url):
+    return obstore.store.from_url(url, client_options={"allow_http": True})
+
+
+def objects(url):
+    found = [entry["path"] for batch in obstore.list(opened(url)) for entry in batch]
+    return sorted(found)
+
+
+def read(url, path):
+    return bytes(obstore.get(opened(url), path).bytes())
+
+
+def sync(url, folder):
+    """What a server that reads the store would see."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    for path in objects(url):
+        if not path.startswith("."):
+            (folder / path).parent.mkdir(parents=True, exist_ok=True)
+            (folder / path).write_bytes(read(url, path))
+    return folder
+
+
+class Watch:
+    """Looks at a repository all the time, as a polling server does; `faults` are half versions."""
+
+    def __init__(self, url, whole):
+        self.looks, self.faults, self.seen = 0, [], set()
+        self._url, self._whole, self._stop = url, whole, threading.Event()
+        self._thread = threading.Thread(target=self._look_on)
+
+    def __enter__(self):
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_):
+        self._stop.set()
+        self._thread.join()
+
+    def _look_on(self):
+        store = opened(self._url)
+        while not self._stop.is_set():
+            for model in ("insects", "insects.tlexport-candidate"):
+                self._look(store, model)
+            self.looks += 1
+
+    def _look(self, store, model):
+        """A look counts where the configuration is the same before and after the files."""
+        text = self._config(store, model)
+        if text is None:
+            listed = obstore.list_with_delimiter(store, prefix=f"{model}/")
+            if listed["common_prefixes"] or listed["objects"]:
+                again = obstore.list_with_delimiter(store, prefix=f"{model}/")
+                names = [each["path"] for each in again["objects"]]
+                if f"{model}/config.pbtxt" not in names and again["common_prefixes"]:
+                    self.faults.append(f"{model} without a configuration: {again}")
+            return
+        found = config.parse_text(text)
+        paths = {e["path"] for batch in obstore.list(store, prefix=f"{model}/") for e in batch}
+        if self._config(store, model) != text:
+            return
+        there = sorted({int(p.split("/")[1]) for p in paths if p.split("/")[1].isdigit()})
+        for number in standing.admitted(found, there):
+            below = {p.split("/", 2)[2] for p in paths if p.startswith(f"{model}/{number}/")}
+            self.seen.add((model, number))
+            if not any(whole <= below for whole in self._whole):
+                self.faults.append(f"{model} {number}: {sorted(below)}")
+        named = {f"{model}/warmup/{file}" for file in repository.warmup_files(found)}
+        if standing.admitted(found, there) and not named <= paths:
+            self.faults.append(f"{model}: {named - paths}")
+
+    def _config(self, store, model):
+        try:
+            return bytes(obstore.get(store, f"{model}/config.pbtxt").bytes()).decode()
+        except FileNotFoundError:
+            return None
+
+
+WHOLE = (
+    {"model.onnx", "tlexport.json", "golden.safetensors", "own.pbtxt", "labels.txt"},
+    {"model.onnx/model.onnx", "model.onnx/model.onnx.data", "tlexport.json", "own.pbtxt"},
+)
+
+
+@pytest.fixture
+def slowly(monkeypatch):
+    """A store on a slow line: a look fits between any two changes."""
+    for name in ("put", "copy", "delete"):
+        real = getattr(obstore, name)
+
+        def later(*arguments, _real=real, **more):
+            time.sleep(0.02)
+            return _real(*arguments, **more)
+
+        monkeypatch.setattr(obstore, name, later)
+
+
+def test_packages_are_never_half_there_and_a_server_serves_them(made, url, tmp_path, slowly):
+    with Watch(url, WHOLE) as watch:
+        for number, bundle in enumerate((*made, *made), 1):
+            assert package(bundle, url).version == number
+    assert watch.faults == []
+    assert watch.looks > 20
+    assert {("insects", 1), ("insects", 6)} <= watch.seen
+    found = config.parse_text(read(url, "insects/config.pbtxt").decode())
+    assert set(config.digests_of(found)) == set("123456")
+    assert lint(url, LintOptions()).errors == 0
+    local = sync(url, tmp_path / "synced")
+    assert repository.models(local) == {"insects": [1, 2, 3, 4, 5, 6]}
+    with serve(local) as serving:
+        (model,) = serving.report.models
+        assert model.version == "6"
+        assert model.golden_max_abs < 1e-5
+
+
+@pytest.fixture
+def behind(url, tmp_path, monkeypatch):
+    """A server whose repository is the bucket: it is fetched whenever a load is asked for.
+
+    The embedded server is built without S3, so a folder stands in for its copy of the bucket.
+    """
+    folder = tmp_path / "synced"
+    folder.mkdir()
+    server, _ = choice.start("embedded", folder, ServeOptions(control="explicit"))
+    real = Client.load
+
+    def load(self, model):
+        sync(url, folder)
+        real(self, model)
+
+    monkeypatch.setattr(Client, "load", load)
+    yield server
+    server.stop()
+
+
+def test_deploys_and_rollbacks_are_never_half_there(made, url, behind, slowly):
+    options = DeployOptions(server=behind.grpc, keep_on_disk=2)
+    back = RollbackOptions(server=behind.grpc)
+    with Watch(url, WHOLE) as watch:
+        for number, bundle in enumerate(made, 1):
+            report = deploy(bundle, url, options)
+            assert (report.passed, report.version) == (True, number), report.fault
+        assert report.removed == (1,)
+        report = rollback(url, back)
+        assert (report.passed, report.served, report.left) == (True, 2, ())
+    assert watch.faults == []
+    assert {("insects", 1), ("insects", 2), ("insects", 3)} <= watch.seen
+    assert ("insects.tlexport-candidate", 2) in watch.seen
+    assert not [path for path in objects(url) if "candidate" in path]
+    assert {path.split("/")[1] for path in objects(url) if "/" in path} == {
+        *("2", "3", "config.pbtxt", "warmup")
+    }
+    with pytest.raises(RepositoryError, match="served before 2"):
+        rollback(url, back)
+    assert behind.text().count("failed to load") == 0
+
+
+def listened(monkeypatch, name, which):
+    """What a function of the store's library is called with, as its argument `which`."""
+    heard, real = [], getattr(obstore, name)
+
+    def call(*arguments, **more):
+        heard.append(arguments[which])
+        return real(*arguments, **more)
+
+    monkeypatch.setattr(obstore, name, call)
+    return heard
+
+
+def test_a_moved_version_is_copied_within_the_store(made, url, behind, monkeypatch):
+    sent = listened(monkeypatch, "put", 1)
+    copied = listened(monkeypatch, "copy", 2)
+    assert deploy(made[0], url, DeployOptions(server=behind.grpc)).passed
+    assert [path for path in sent if path.endswith("model.onnx")] == [
+        "insects.tlexport-candidate/1/model.onnx"
+    ]
+    assert "insects/1/model.onnx" in copied
+    model = made[0].artifact_file(made[0].artifact("onnx-fp32")).read_bytes()
+    assert read(url, "insects/1/model.onnx") == model
+
+
+def test_a_candidate_that_fails_leaves_the_store_as_it_was(made, url, behind, monkeypatch):
+    deploy(made[0], url, DeployOptions(server=behind.grpc))
+    before = {path: read(url, path) for path in objects(url) if not path.startswith(".")}
+    monkeypatch.setattr(rollout, "publish", None)
+    real = rollout.stage_new
+
+    def spoilt(folder, new):
+        number = real(folder, new)
+        (folder / rollout.candidate_of("insects") / str(number) / "model.onnx").write_bytes(b"x")
+        return number
+
+    monkeypatch.setattr(rollout, "stage_new", spoilt)
+    report = deploy(made[2], url, DeployOptions(server=behind.grpc))
+    assert (report.passed, report.served) == (False, 1)
+    after = {path: read(url, path) for path in objects(url) if not path.startswith(".")}
+    assert after == before
+
+
+def test_writers_at_once_take_different_numbers(made, url):
+    with ThreadPoolExecutor(3) as pool:
+        futures = [pool.submit(package, made[n].root, url) for n in range(3)]
+        assert sorted(future.result().version for future in futures) == [1, 2, 3]
+    for number in (1, 2, 3):
+        assert f"insects/{number}/tlexport.json" in objects(url)
+
+
+def test_the_lock_of_a_killed_writer_is_free(made, url):
+    code = HELD.format(url=url)
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as process:
+        assert process.stdout.readline() == b"held\n"
+        told = []
+        with ThreadPoolExecutor(1) as pool:
+            future = pool.submit(
+                package, made[0].root, url, progress=lambda *step: told.append(step[0])
+            )
+            time.sleep(1.5)
+            assert not future.done()
+            os.kill(process.pid, signal.SIGKILL)
+            process.wait()
+            assert future.result().version == 1
+    assert "waiting for another deploy or package" in told
+
+
+def test_the_lock_of_a_dead_machine_is_taken_after_a_while(made, url, monkeypatch):
+    other = {"host": "elsewhere", "pid": 1, "free": False, "beat": "x"}
+    obstore.put(opened(url), lease.OBJECT, json.dumps(other).encode())
+    monkeypatch.setattr(lease, "LEASE_S", 1.5)
+    began = time.monotonic()
+    assert package(made[0], url).version == 1
+    assert time.monotonic() - began > 1.5
+
+
+def test_a_lock_that_was_lost_and_a_configuration_that_changed_stop_the_work(made, url):
+    package(made[0], url)
+    mine = remote.mirrored(url, list, waiting=lambda: None)
+    with pytest.raises(RepositoryError, match="as it was when this command began"), mine as work:
+        path = work.folder / "insects/config.pbtxt"
+        path.write_text(path.read_text() + "# mine\n")
+        obstore.put(opened(url), "insects/config.pbtxt", path.read_bytes() + b"# theirs\n")
+        work.push()
+    assert read(url, "insects/config.pbtxt").endswith(b"# theirs\n")
+    mine = remote.mirrored(url, list, waiting=lambda: None)
+    with pytest.raises(RepositoryError, match="the lock of the repository"), mine as work:
+        obstore.put(opened(url), lease.OBJECT, b"{}")
+        work.lease._lost = not work.lease._write(work.lease._tag)
+        (work.folder / "insects/config.pbtxt").write_text("# mine\n")
+        work.push()
+
+
+def test_another_signature_is_refused_in_a_store_as_well(made, url, tmp_path, monkeypatch):
+    package(made[0], url)
+    monkeypatch.setattr(bundles, "LABELS", ("ant", "bee", "dove"))
+    other = bundles.make(tmp_path / "other.bundle")
+    with pytest.raises(RepositoryError, match="the labels of 'insects'"):
+        package(other, url)
+    assert package(other, url, PackageOptions(allow_signature_change=True)).version == 2
+    assert read(url, "insects/labels.txt") == b"ant\nbee\ndove\n"
+
+
+def test_an_ensemble_comes_after_its_steps(url, monkeypatch):
+    sent = listened(monkeypatch, "put", 1)
+    with remote.mirrored(url, list, waiting=lambda: None) as work:
+        for name, platform in (("a_pipeline", 'platform: "ensemble"'), ("b", 'backend: "x"')):
+            (work.folder / name / "1").mkdir(parents=True)
+            (work.folder / name / "1/model.onnx").write_bytes(b"x")
+            (work.folder / name / "config.pbtxt").write_text(platform)
+        work.push()
+        (work.folder / "b/config.pbtxt").unlink()
+        shutil.rmtree(work.folder / "b/1")
+        work.push()
+    assert sent[-3:] == ["a_pipeline/config.pbtxt", "b/config.pbtxt", lease.OBJECT]
+    assert sent.index("b/config.pbtxt") < sent.index("a_pipeline/1/model.onnx")
+    assert [path for path in objects(url) if path.startswith("b/")] == []
+
+
+def test_wrong_places(made, url, tmp_path, monkeypatch):
+    with pytest.raises(RepositoryError, match=r"to work in the repository 's3://no-such-bucket"):
+        package(made[0], "s3://no-such-bucket/x")
+    for place in ("ftp://somewhere/x", "s3://", "s3:///"):
+        with pytest.raises(OptionError, match="s3://BUCKET/PREFIX"):
+            package(made[0], place)
+    with pytest.raises(OptionError, match="a folder for --fix"):
+        lint(url, LintOptions(fix=True))
+    with pytest.raises(RepositoryError, match="a folder to serve here"):
+        serve(url)
+    with pytest.raises(OptionError, match="--repository with a folder"):
+        RunOptions(repository=url)
+    assert remote.url_of(Path(url)) == url
+    assert remote.url_of(tmp_path) is None
+    monkeypatch.setitem(sys.modules, "obstore", None)
+    with pytest.raises(MissingDependency, match=r"tlexport\[remote\]"):
+        package(made[0], url)

@@ -1,0 +1,122 @@
+"""Golden samples asked of a version through its server."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Set
+
+import msgspec
+import numpy as np
+
+from tlexport.bundle import Bundle
+from tlexport.measure.compare import difference, flips, scale_of
+from tlexport.options import RuntimeOptions
+from tlexport.reports import GateCheck, ParityReport
+from tlexport.runtimes import connect
+from tlexport.spec import ModelSpec, Tensors, rows
+from tlexport.stages._truth import SHARES, asked
+
+BATCHES = (1, 2, 8)
+"""Rows to a request, and the largest batch beside them."""
+
+NEAR = 0.05
+"""Share of the scale within which two labels are as good as one, at most."""
+
+
+class Question(msgspec.Struct, frozen=True, kw_only=True):
+    """Samples and the original's answers, and by what share of their scale a server may be off.
+
+    `bundle` is None where the server's configuration shall tell the spec. `forgiven` are samples
+    that `verify` saw to change their label and forgave.
+    """
+
+    bundle: Bundle | None
+    labels: int
+    inputs: dict[str, np.ndarray]
+    outputs: dict[str, np.ndarray]
+    share: float
+    largest: int
+    forgiven: Set[int] = frozenset()
+
+
+def of_bundle(home: Bundle, report: ParityReport, largest: int) -> Question:
+    """All golden samples of a bundle, judged by what was allowed when it was verified."""
+    golden = home.golden()
+    return Question(
+        bundle=home,
+        labels=len(home.spec.labels),
+        inputs=golden.inputs,
+        outputs=golden.outputs,
+        share=report.tolerance or SHARES.get(report.precision, SHARES["fp32"]),
+        largest=largest if all(tensor.batched for tensor in home.spec.inputs) else 1,
+        forgiven={flip.sample for flip in report.flips if flip.forgiven},
+    )
+
+
+def ask(where: str, model: str, version: str, question: Question, name: str) -> list[GateCheck]:
+    """Ask a version all samples in batches of several sizes; `name` says what was asked.
+
+    Raises:
+        ServerError: a refusal in the server's words, or no answer in time.
+        SpecError: it answers something else than rows of its outputs.
+    """
+    if not question.inputs:
+        return []
+    runtime = connect(
+        f"triton@{where}", question.bundle, RuntimeOptions(model=model, version=version)
+    )
+    try:
+        found: list[GateCheck] = []
+        for size in _sizes(question):
+            parts = [
+                asked(runtime, runtime.spec, rows(question.inputs, few), len(few))
+                for few in _chunks(len(next(iter(question.inputs.values()))), size)
+            ]
+            answers = {n: np.concatenate([part[n] for part in parts]) for n in parts[0]}
+            found += _judged(runtime.spec, question, answers, (name, size))
+        return found
+    finally:
+        runtime.close()
+
+
+def _sizes(question: Question) -> list[int]:
+    count = len(next(iter(question.inputs.values())))
+    most = min(question.largest, count)
+    return sorted({size for size in (*BATCHES, most) if size <= most})
+
+
+def _chunks(count: int, size: int) -> Iterator[np.ndarray]:
+    return (np.arange(at, min(at + size, count)) for at in range(0, count, size))
+
+
+def _judged(
+    spec: ModelSpec, question: Question, answers: Tensors, asked_as: tuple[str, int]
+) -> Iterator[GateCheck]:
+    for name, want in question.outputs.items():
+        got = answers[name]
+        allowed = question.share * scale_of(want)
+        gap = difference(want, got)
+        close = gap.max_abs is not None and gap.max_abs <= allowed
+        near = min(question.share, NEAR) * scale_of(want)
+        shape = next(tensor.shape for tensor in spec.outputs if tensor.name == name)
+        labelled = question.labels > 1 and shape == ("batch", question.labels)
+        turned = [
+            flip
+            for flip in (flips(want, got) if labelled else ())
+            if flip.row not in question.forgiven and flip.margin > near
+        ]
+        reason = gap.problem
+        if not reason and not close:
+            reason = f"{name!r} is off by {gap.max_abs:.3g} where {allowed:.3g} is allowed"
+        if not reason and turned:
+            reason = f"{name!r} tells another label for sample {turned[0].row}"
+        yield GateCheck(
+            asked=asked_as[0],
+            batch=asked_as[1],
+            samples=len(want),
+            output=name,
+            max_abs=gap.max_abs,
+            allowed=allowed,
+            flips=len(turned),
+            passed=not reason,
+            reason=reason,
+        )
