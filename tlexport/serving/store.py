@@ -89,7 +89,6 @@ def readable(place: Path | str, model: str | None = None) -> Iterator[Path]:
 
 def _around(model: str) -> Callable[[list[str]], list[str]]:
     """A model, its candidate and its pipeline, of all that there are."""
-
     mine = {model, candidate_of(model), *whole(model)}
     return lambda found: [name for name in found if name in mine]
 
