@@ -68,7 +68,7 @@ ADDRESSES = {
     "tokenizers": {"preprocess.text"},
     "soundfile": {"preprocess.audio"},
     "soxr": {"preprocess.audio"},
-    "optuna": {"training"},
+    "optuna": {"training", "stages._space"},
     "onnx": {"targets", "importers.onnx", "serving.lint", "diagnosis"},
     "onnxruntime": {
         *("runtimes.ort", "runtimes._bound", "serving.backends", "serving.limits_of_onnxruntime"),
@@ -77,7 +77,7 @@ ADDRESSES = {
     "obstore": {"serving.remote"},
     "tritonclient": {"runtimes._wire", "serving"},
     "PIL": {"preprocess.image"},
-    "jinja2": {"stages._page", "stages._bench_page", "serving.manifests"},
+    "jinja2": {"stages._page", "stages._bench_page", "stages._tune_page", "serving.manifests"},
     "mlperf_loadgen": {"measure.scenarios"},
     "openvino": {"runtimes.openvino"},
     "pynvml": {"stages._gpus"},

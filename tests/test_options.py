@@ -18,7 +18,7 @@ RECORDS = [
     for record in vars(options).values()
     if isinstance(record, type)
     and issubclass(record, msgspec.Struct)
-    and record is not msgspec.Struct
+    and record.__name__.endswith("Options")
 ]
 
 

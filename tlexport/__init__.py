@@ -13,6 +13,7 @@ The verbs are functions of the same name as the commands:
     tlexport.serve(repository)             repository -> ready server
     tlexport.predict(source, files)        raw files -> labels
     tlexport.bench(bundle)                 runtimes asked many times
+    tlexport.tune(bundle)                  the settings that serve most within a latency
     tlexport.manifests(repository, options) what runs it on many machines
     tlexport.list_backbones(pattern)       what can be loaded
 """
@@ -36,6 +37,7 @@ _PLACES = {
     "serve": "tlexport.stages.serve",
     "predict": "tlexport.stages.predict",
     "bench": "tlexport.stages.bench",
+    "tune": "tlexport.stages.tune",
     "manifests": "tlexport.stages.manifests",
     "list_backbones": "tlexport.stages.backbones",
     "Bundle": "tlexport.bundle",

@@ -16,7 +16,7 @@ from tlexport.errors import TlexportError
 
 ORDER = [
     *("run", "train", "import", "evaluate", "export", "verify", "package", "lint", "serve"),
-    *("deploy", "rollback", "predict", "bench", "manifests"),
+    *("deploy", "rollback", "predict", "bench", "tune", "manifests"),
 ]
 """The order of the work; any other command follows by name."""
 

@@ -23,7 +23,11 @@ PLUGINS = {
 }
 """Flags whose values begin with the name of a plug-in: its folder, and what follows the name."""
 
-SINGULAR = {"--batches": "--batch", "--concurrencies": "--concurrency"}
+SINGULAR = {
+    "--batches": "--batch",
+    "--preferred-batches": "--preferred-batch",
+    "--concurrencies": "--concurrency",
+}
 """Flags that may be repeated and whose one is not the many without its s."""
 
 Command = TypeVar("Command", bound=Callable[..., Any])

@@ -15,8 +15,10 @@ from tlexport.options._making import ImportOptions as ImportOptions
 from tlexport.options._making import TrainOptions as TrainOptions
 from tlexport.options._manifests import ManifestOptions as ManifestOptions
 from tlexport.options._measuring import BenchOptions as BenchOptions
+from tlexport.options._measuring import Slo as Slo
 from tlexport.options._measuring import read_slo as read_slo
 from tlexport.options._serving import LintOptions as LintOptions
 from tlexport.options._serving import PackageOptions as PackageOptions
 from tlexport.options._serving import RunOptions as RunOptions
 from tlexport.options._serving import ServeOptions as ServeOptions
+from tlexport.options._tuning import TuneOptions as TuneOptions

@@ -23,8 +23,13 @@ class Slo(msgspec.Struct, frozen=True, kw_only=True):
     percentile: float
     latency_ms: float
 
+    @property
+    def name(self) -> str:
+        """The percentile as people write it: p99, p99.9."""
+        return f"p{self.percentile * 100:g}"
+
     def __str__(self) -> str:
-        return f"p{self.percentile * 100:g}={self.latency_ms:g}ms"
+        return f"{self.name}={self.latency_ms:g}ms"
 
 
 def read_slo(text: str) -> Slo:

@@ -10,6 +10,7 @@ from msgspec import Meta
 from tlexport.checks import check, check_name
 from tlexport.errors import OptionError
 from tlexport.options._making import TrainOptions
+from tlexport.options._measuring import Count
 
 
 class PackageOptions(msgspec.Struct, frozen=True, kw_only=True):
@@ -25,6 +26,13 @@ class PackageOptions(msgspec.Struct, frozen=True, kw_only=True):
     queue_delay_us: Annotated[
         int, Meta(description="longest wait for batch mates, in microseconds", ge=0)
     ] = 0
+    preferred_batches: Annotated[
+        tuple[Count, ...],
+        Meta(
+            description="batch sizes at which the server stops to wait for more; default: the "
+            "largest"
+        ),
+    ] = ()
     instances: Annotated[int, Meta(description="copies of the model; 0: one", ge=0)] = 0
     threads: Annotated[
         int, Meta(description="threads per instance; 0: cores / instances", ge=0)
@@ -52,6 +60,12 @@ class PackageOptions(msgspec.Struct, frozen=True, kw_only=True):
         check(self)
         if self.name is not None:
             check_name(self.name)
+        if any(size > self.max_batch for size in self.preferred_batches):
+            raise OptionError(
+                f"--preferred-batch of at most --max-batch, {self.max_batch}",
+                got=", ".join(map(str, self.preferred_batches)),
+                fix="lower the one or raise the other",
+            )
 
 
 class LintOptions(msgspec.Struct, frozen=True, kw_only=True):

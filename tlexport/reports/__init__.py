@@ -41,3 +41,7 @@ from tlexport.reports._serving import ManifestsReport as ManifestsReport
 from tlexport.reports._serving import PackageReport as PackageReport
 from tlexport.reports._serving import ServedModel as ServedModel
 from tlexport.reports._serving import ServeReport as ServeReport
+from tlexport.reports._tuning import LoadPoint as LoadPoint
+from tlexport.reports._tuning import TunedSettings as TunedSettings
+from tlexport.reports._tuning import TuneReport as TuneReport
+from tlexport.reports._tuning import TuneTrial as TuneTrial

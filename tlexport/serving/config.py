@@ -37,6 +37,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     instances: int
     threads: int
     keep_versions: int
+    preferred: tuple[int, ...] = ()
 
 
 class Step(msgspec.Struct, frozen=True, kw_only=True):
@@ -140,7 +141,7 @@ def output_block(tensor: TensorSpec, max_batch: int) -> pb.ModelOutput:
 def batching_block(settings: Settings) -> pb.ModelDynamicBatching:
     """How requests are joined: up to the maximum, waiting no longer than the delay."""
     return pb.ModelDynamicBatching(
-        preferred_batch_size=[settings.max_batch],
+        preferred_batch_size=settings.preferred or [settings.max_batch],
         max_queue_delay_microseconds=settings.queue_delay_us,
     )
 

@@ -56,7 +56,7 @@ def needs(place: Path) -> Needs:
         cores += copies * (1 if on_gpu else _threads(name, found))
         gpus = max(gpus, int(on_gpu))
         largest = max(_bytes(place / name / str(number)) for number in numbers)
-        size += COPIES * copies * largest / 2**20
+        size += COPIES * copies * _loaded(found) * largest / 2**20
         known = config.digests_of(found)
         if (newest := known.get(str(max(numbers)))) is not None:
             digests[name] = newest
@@ -74,6 +74,12 @@ def _instances(found: pb.ModelConfig) -> tuple[int, bool]:
     copies = sum(max(1, group.count) for group in found.instance_group) or 1
     kinds = {group.kind for group in found.instance_group}
     return copies, pb.ModelInstanceGroup.KIND_GPU in kinds
+
+
+def _loaded(found: pb.ModelConfig) -> int:
+    """Versions that are in memory at once."""
+    policy = found.version_policy
+    return max(1, int(policy.latest.num_versions), len(policy.specific.versions))
 
 
 def _threads(name: str, found: pb.ModelConfig) -> int:

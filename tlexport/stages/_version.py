@@ -63,6 +63,7 @@ def proven_version(home: Bundle, options: PackageOptions) -> Proven:
         instances=instances,
         threads=threads,
         keep_versions=options.keep_versions,
+        preferred=options.preferred_batches,
     )
     new = _new_version(home, artifact, report, settings)
     return Proven(new=new, artifact=artifact, report=report, cores=granted)
