@@ -91,7 +91,7 @@ def test_offline_keeps_so_many_in_flight_and_times_each_request():
     assert outcome.latencies_s.min() >= 0.004
     assert np.median(outcome.latencies_s) < 0.1  # not since all arrived
     rates = [len(load.latencies_s) / load.busy_s for load in outcome.windows(4)]
-    assert max(rates) <= 3 / 0.004 * 1.05
+    assert max(rates) <= 3 / 0.004 * 1.4
 
 
 def test_failures_are_counted_not_asked_again_and_invalid():

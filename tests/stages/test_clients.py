@@ -128,6 +128,23 @@ def test_a_client_that_is_killed_is_told_and_the_server_serves_on(served, opened
     assert len(other.closed_loop(1, 0.2, 2).latencies_s) > 5
 
 
+def test_it_agrees_with_the_servers_own_statistics(home, served, monkeypatch):
+    """What the server says it took lies within what was measured; the rest is client and wire."""
+    monkeypatch.setattr(cells, "SETTLE_S", 0.0)
+    options = BenchOptions(
+        runtimes=(f"triton@{served.grpc}",), batches=(1,), rounds=6, max_rounds=6, round_s=0.1
+    )
+    (row,) = bench(home, options, RuntimeOptions(threads=1)).rows
+    spent = row.spent
+    assert row.clients == 1
+    assert 0 < spent.queue_ms + spent.compute_ms < spent.mean_ms
+    assert spent.compute_ms >= row.compute_ms
+    parts = spent.client_ms + spent.wire_ms + spent.queue_ms + spent.compute_ms
+    # the client's time and the server's may overlap: a tenth, and never less than was measured
+    assert spent.mean_ms <= parts * 1.001
+    assert parts <= 1.3 * spent.mean_ms
+
+
 def test_no_process_outlives_its_pipe(served, opened):
     asking = opened(f"triton@{served.grpc}")
     assert len(asking.pids) == 2

@@ -51,6 +51,7 @@ def command(
         --concurrency 1 --concurrency 8 --report bench.html
       tlexport bench demo/digits.bundle --runtime ort@cpu --batch 1 \\
         --scenario server --find-max-rate --slo p99=20ms
+      tlexport bench demo/digits.bundle --json > old.json
       tlexport bench demo/digits.bundle --against old.json --max-regression 10%
     """
     from tlexport.cli import _bench_tables, _terminal
