@@ -194,3 +194,15 @@ def test_without_the_golden_files_the_model_alone_is_held(server, tmp_path):
     assert report.notes == (
         "swapped_pipeline was not asked: the bundle has not all golden samples as they came",
     )
+
+
+def test_golden_files_that_cannot_be_read_here_fail(server, tmp_path):
+    """Not the server's fault: it is asked nothing that this process cannot read."""
+    home = Bundle(shutil.copytree(piped.bundle("photos"), tmp_path / "b"))
+    cut = home.raw(home.manifest.golden[0])
+    cut.write_bytes(cut.read_bytes()[:200])
+    options = VerifyOptions(candidate=f"triton@{server.grpc}", max_batch=piped.BATCH)
+    report = verify(home, options, RuntimeOptions(model="whole"))
+    assert failed(report) == {"pipeline"}
+    assert f"{cut.name}: " in report.causes[0].told
+    assert "decoders" in report.causes[0].fix

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import numpy as np
 
-from tlexport.errors import TlexportError
+from tlexport.errors import SpecError, TlexportError
 from tlexport.measure.causes import other_inputs
 from tlexport.reports import Cause, ShapeParity
 from tlexport.runtimes import connect
@@ -126,6 +126,13 @@ def _prepared(case: Case, task: ModuleType, facts: Mapping[str, Any]) -> _Asked 
     if not all(path.is_file() for path in raw):
         return None
     loaded = task.load(raw, home.spec.preprocess, home.files())
+    if loaded.broken:
+        row, why = next(iter(loaded.broken.items()))
+        raise SpecError(
+            "golden files that can be read in this process",
+            got=f"{raw[row].name}: {why}",
+            fix="install the versions of the decoders that bundle.json names",
+        )
     scores: Tensors = case.inquiry.truth.answers
     if not _same(loaded.inputs, golden.inputs):
         scores = one_by_one(case.inquiry.truth.reference, home.spec, loaded.inputs)
@@ -159,6 +166,7 @@ def _told(asked: _Asked, items: Sequence[bytes], size: int) -> list[Told]:
     runtime = connect(asked.where, None, options)
     try:
         size = min(size, runtime.facts()["max_batch"] or size)
+        size = size if all(t.batched for t in asked.case.home.spec.inputs) else 1
         found: list[Told] = []
         for at in range(0, len(items), size):
             found += raw_answers(runtime, items[at : at + size])
