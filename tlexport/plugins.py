@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import keyword
 import pkgutil
@@ -58,6 +57,8 @@ def load(folder: str, name: str) -> ModuleType:
 
 def unknown(kind: str, name: str, known: Sequence[str]) -> OptionError:
     """The error for a name that is not there, with the nearest one that is."""
+    import difflib  # a millisecond, and only for a mistake
+
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
     shown = ", ".join(known[:20]) + (f" and {len(known) - 20} more" if len(known) > 20 else "")
     return OptionError(

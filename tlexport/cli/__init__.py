@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import logging
 import signal
@@ -26,11 +27,15 @@ class Commands(click.Group):
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Commands in the order of the work."""
-        return sorted(plugins.names("cli"), key=lambda name: (*_place(name), name))
+        return sorted(self._names, key=lambda name: (*_place(name), name))
+
+    @functools.cached_property
+    def _names(self) -> list[str]:
+        return plugins.names("cli")
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """The command of that name, or None."""
-        if cmd_name not in plugins.names("cli"):
+        if cmd_name not in self._names:
             return None
         module = importlib.import_module(plugins.module_of("cli", cmd_name))
         command: click.Command = module.command

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from tlexport.cli._flags import as_json, flags, record
 from tlexport.errors import OptionError, UnstableError
 from tlexport.options import BenchOptions, RuntimeOptions
-from tlexport.reports import BenchReport, BenchRow
+
+if TYPE_CHECKING:
+    from tlexport.reports import BenchReport, BenchRow
 
 FILE = click.Path(path_type=Path, dir_okay=False)
 

@@ -14,6 +14,7 @@ from tlexport.options._making import ExportOptions as ExportOptions
 from tlexport.options._making import ImportOptions as ImportOptions
 from tlexport.options._making import TrainOptions as TrainOptions
 from tlexport.options._manifests import ManifestOptions as ManifestOptions
+from tlexport.options._manifests import hold_label as hold_label
 from tlexport.options._measuring import BenchOptions as BenchOptions
 from tlexport.options._measuring import Slo as Slo
 from tlexport.options._measuring import read_slo as read_slo

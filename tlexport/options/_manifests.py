@@ -56,10 +56,9 @@ class ManifestOptions(msgspec.Struct, frozen=True, kw_only=True):
 
     def __post_init__(self) -> None:
         check(self)
-        for flag, value in (("name", self.name), ("namespace", self.namespace)):
-            _hold_label(flag, value)
-        if self.secret:
-            _hold_label("secret", self.secret)
+        for flag in ("name", "namespace", "secret"):
+            if value := getattr(self, flag):  # a name must be given where it is used
+                hold_label(flag, value)
         if self.max_replicas < self.min_replicas:
             raise OptionError(
                 "--max-replicas of at least --min-replicas",
@@ -68,7 +67,12 @@ class ManifestOptions(msgspec.Struct, frozen=True, kw_only=True):
             )
 
 
-def _hold_label(flag: str, value: str) -> None:
+def hold_label(flag: str, value: str) -> None:
+    """Refuse what Kubernetes takes for no name.
+
+    Raises:
+        OptionError: telling what it takes, and a name that is near.
+    """
     if not re.fullmatch(r"[a-z]([-a-z0-9]*[a-z0-9])?", value) or len(value) > LONGEST:
         raise OptionError(
             f"--{flag} as a DNS label: a-z, 0-9 and '-', a letter first, {LONGEST} at most",

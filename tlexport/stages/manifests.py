@@ -9,7 +9,7 @@ import msgspec
 
 from tlexport.errors import OptionError, RepositoryError
 from tlexport.files import sha256_of_json, write_atomic
-from tlexport.options import ManifestOptions
+from tlexport.options import ManifestOptions, hold_label
 from tlexport.progress import Progress, silent
 from tlexport.reports import ManifestsReport
 from tlexport.serving import docker
@@ -44,6 +44,8 @@ def manifests(
     options = options or ManifestOptions()
     folder, output = Path(place), Path(options.output)
     progress("manifests", 0, 1)
+    hold_label("name", options.name)
+    hold_label("namespace", options.namespace)
     where = storage(options.storage_uri)
     found = needs(folder)
     wanted = release(options.triton) if options.triton else releases()[-1]
