@@ -170,7 +170,8 @@ def test_a_sweep_over_concurrency(bundle):
     assert sorted(rows) == [(1, 1), (1, 4), (2, 1), (2, 4)]
     # one at a time: four in flight wait four times as long, and no more is answered
     assert rows[1, 4].p50_ms.value > 1.5 * rows[1, 1].p50_ms.value
-    assert all(row.items_per_s.value < row.batch / 0.002 for row in report.rows)
+    # the last requests of a short turn are begun in it and end after it
+    assert all(row.items_per_s.value < 1.2 * row.batch / 0.002 for row in report.rows)
     assert report.load == "closed loop, 1, 4 in flight"
 
 

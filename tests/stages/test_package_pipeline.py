@@ -140,7 +140,7 @@ def versions_of(home, place):
     """What `package` would install."""
     found = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("tlexport.stages.package._hold_rules", lambda together, triton: None)
+        patch.setattr("tlexport.stages.package.hold_rules", lambda together, triton: None)
         patch.setattr(repository, "install", lambda place, new, allow: found.append(new) or 1)
         patch.setattr("tlexport.stages.package._files", lambda model, number: ())
         package(home, place, PIPED)

@@ -15,6 +15,7 @@ from serving import bundles
 from tlexport.bundle import Bundle
 from tlexport.cli import main
 from tlexport.errors import BundleError, OptionError, ParityError, ServerError
+from tlexport.measure.load import Load, closed_loop
 from tlexport.options import PackageOptions, RuntimeOptions, Slo, TuneOptions
 from tlexport.reports import LoadPoint, TunedSettings, TuneReport, TuneTrial
 from tlexport.runtimes import connect
@@ -44,13 +45,20 @@ def test_the_space_holds_each_setting_once_and_never_more_threads_than_cores():
     assert {each.max_batch for each in space(2, 0)} == {0}
 
 
+def loading(ask):
+    return lambda seconds, concurrency: closed_loop(ask, seconds=seconds, concurrency=concurrency)
+
+
 class Server:
     """Answers after a while, `slots` requests at a time, first come first served."""
 
     def __init__(self, seconds: float, slots: int) -> None:
         self._seconds, self._pool = seconds, ThreadPoolExecutor(slots)
 
-    def __call__(self) -> None:
+    def __call__(self, seconds: float, concurrency: int) -> Load:
+        return closed_loop(self._ask, seconds=seconds, concurrency=concurrency)
+
+    def _ask(self) -> None:
         self._pool.submit(time.sleep, self._seconds).result()
 
 
@@ -95,7 +103,7 @@ def test_failures_do_not_hold_and_a_dead_server_is_told():
         if next(calls) % 5 == 4:
             raise ServerError("an answer", got="none", fix="ask again")
 
-    found = climb(ONE, rungs(1000), now_and_then, None)
+    found = climb(ONE, rungs(1000), loading(now_and_then), None)
     assert found.best is None
     assert "requests failed" in found.stopped
 
@@ -103,7 +111,7 @@ def test_failures_do_not_hold_and_a_dead_server_is_told():
         raise ServerError("an answer", got="connection refused", fix="start it")
 
     with pytest.raises(ServerError, match="connection refused"):
-        climb(ONE, rungs(1000), never, None)
+        climb(ONE, rungs(1000), loading(never), None)
 
 
 def trial(settings: TunedSettings, items_per_s: float) -> TuneTrial:

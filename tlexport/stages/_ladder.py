@@ -7,10 +7,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tlexport.measure.load import Load, closed_loop
-from tlexport.measure.stats import fewest
+from tlexport.measure.load import Load
+from tlexport.measure.stats import fewest, ratio
 from tlexport.options import Slo
-from tlexport.reports import LoadPoint, TunedSettings, TuneTrial
+from tlexport.reports import Interval, LoadPoint, TunedSettings, TuneTrial
+
+Loaded = Callable[[float, int], Load]
+"""Keeps requests in flight: (seconds, how many)."""
 
 MORE = 1.03
 """Times the throughput that twice the load must bring to go on."""
@@ -35,10 +38,10 @@ class Rungs:
     windows: int
 
 
-def climb(
-    settings: TunedSettings, rungs: Rungs, ask: Callable[[], object], best: TuneTrial | None
-) -> TuneTrial:
+def climb(settings: TunedSettings, rungs: Rungs, load: Loaded, best: TuneTrial | None) -> TuneTrial:
     """Ask more and more at a time, until the promise is broken or nothing is gained any more.
+
+    `load` keeps so many requests in flight for so many seconds.
 
     Raises:
         TlexportError: every request fails, with the first one's reason.
@@ -47,7 +50,7 @@ def climb(
     stopped = f"{rungs.concurrency} requests in flight"
     for concurrency in _doubled(rungs.concurrency):
         latency_s = 2 * points[-1].p50_ms / 1e3 if points else 0.0
-        point = _point(ask, concurrency, rungs, max(rungs.window_s, LONG * latency_s))
+        point = _point(load, concurrency, rungs, max(rungs.window_s, LONG * latency_s))
         points.append(point)
         if (why := _enough(points, rungs.slo, best)) is not None:
             stopped = why
@@ -96,26 +99,25 @@ def _doubled(most: int) -> Iterator[int]:
     yield most
 
 
-def _point(ask: Callable[[], object], concurrency: int, rungs: Rungs, window_s: float) -> LoadPoint:
+def _point(load: Loaded, concurrency: int, rungs: Rungs, window_s: float) -> LoadPoint:
     """Windows until three agree and the quantile can be told, or there were enough of them."""
-    ask()
     loads: list[Load] = []
     needed, stable = fewest(rungs.slo.percentile), False
     while len(loads) < rungs.windows:
-        loads.append(closed_loop(ask, seconds=window_s, concurrency=concurrency))
-        answered = sum(len(load.latencies_s) for load in loads)
+        loads.append(load(window_s, concurrency))
+        answered = sum(len(each.latencies_s) for each in loads)
         if not answered and loads[-1].first_error is not None:
             raise loads[-1].first_error
         stable = _agree(loads[-AGREE:])
         if stable and answered >= needed:
             break
-    latencies_ms = np.concatenate([load.latencies_s for load in loads]) * 1e3
-    seconds = sum(load.busy_s for load in loads)
+    latencies_ms = np.concatenate([each.latencies_s for each in loads]) * 1e3
+    seconds = sum(each.busy_s for each in loads)
     quantile = np.quantile(latencies_ms, rungs.slo.percentile, method="inverted_cdf")
     return LoadPoint(
         concurrency=concurrency,
         requests=len(latencies_ms),
-        errors=sum(load.errors for load in loads),
+        errors=sum(each.errors for each in loads),
         items_per_s=len(latencies_ms) / seconds,
         p50_ms=float(np.median(latencies_ms)),
         quantile_ms=float(quantile),
@@ -131,3 +133,17 @@ def _agree(loads: list[Load]) -> bool:
     rates = [len(load.latencies_s) / load.busy_s for load in loads]
     medians = [float(np.median(load.latencies_s)) for load in loads]
     return all(max(each) <= (1 + BAND) * min(each) for each in (rates, medians))
+
+
+def in_turns(first: Loaded, second: Loaded, pace: Rungs, rounds: int, seed: int) -> Interval:
+    """How many times the second's throughput the first has, with its 95 % interval.
+
+    Both take turns in one run, so that a noisy moment hurts both.
+    """
+    loads = (first, second)
+    counts, seconds = np.zeros((2, rounds)), np.zeros((2, rounds))
+    for turn in range(rounds):
+        for who in (0, 1) if turn % 2 else (1, 0):
+            found = loads[who](pace.window_s, pace.concurrency)
+            counts[who, turn], seconds[who, turn] = len(found.latencies_s), found.busy_s
+    return ratio(counts[0], seconds[0], counts[1] / seconds[1], np.random.default_rng(seed))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
 
@@ -20,36 +19,21 @@ SETTLE_S = 0.06
 """Until the idle threads of the one before have stopped spinning; measured for `bench`."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Pace:
-    """How long the turns are, how many, and how many requests are in flight in each."""
-
-    rounds: int
-    round_s: float
-    concurrency: int
-
-
-def race(
-    first: Callable[[], object],
-    second: Callable[[], object],
-    seed: int = 0,
-    pace: Pace | None = None,
-) -> Interval:
+def race(first: Callable[[], object], second: Callable[[], object], seed: int = 0) -> Interval:
     """How many times as fast as the second the first is, with its 95 % interval.
 
     Both take turns in one run, so that a noisy moment hurts both.
     """
-    pace = pace or Pace(rounds=ROUNDS, round_s=ROUND_S, concurrency=1)
     runners = (first, second)
     for ask in runners:
         for _ in range(WARM_UP):
             ask()
-    counts, seconds = np.zeros((2, pace.rounds)), np.zeros((2, pace.rounds))
-    for turn in range(pace.rounds):
+    counts, seconds = np.zeros((2, ROUNDS)), np.zeros((2, ROUNDS))
+    for turn in range(ROUNDS):
         for who in (0, 1) if turn % 2 else (1, 0):
             time.sleep(SETTLE_S)
             runners[who]()
-            load = closed_loop(runners[who], seconds=pace.round_s, concurrency=pace.concurrency)
+            load = closed_loop(runners[who], seconds=ROUND_S)
             counts[who, turn], seconds[who, turn] = len(load.latencies_s), load.busy_s
     rng = np.random.default_rng(seed)
     return ratio(counts[0], seconds[0], counts[1] / seconds[1], rng)

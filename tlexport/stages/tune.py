@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
+import dataclasses
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 from tlexport.bundle import Artifact, Bundle
@@ -23,20 +23,18 @@ from tlexport.options import (
 )
 from tlexport.progress import Progress, silent
 from tlexport.reports import Interval, TunedSettings, TuneReport, TuneTrial
-from tlexport.runtimes import Runtime, connect
 from tlexport.serving import choice, config, repository
 from tlexport.serving.client import Client, parse
 from tlexport.serving.server import Server
-from tlexport.spec import rows
-from tlexport.stages._ladder import Rungs, climb, score
-from tlexport.stages._race import Pace, race
+from tlexport.stages._clients import Client as AskingClient
+from tlexport.stages._clients import Order, client
+from tlexport.stages._ladder import Loaded, Rungs, climb, in_turns, score
 from tlexport.stages._space import BETTER, Search, space
 from tlexport.stages._tune_page import page
 from tlexport.stages._version import proven_version
 
 FOLDER = "tune"
 TRIED, STANDARD = "tried", "default"
-MOST_QUESTIONS = 8
 
 
 def tune(
@@ -91,7 +89,7 @@ def tune(
         default = tried[everything[0]]
         gain = None
         if best is not default:
-            gain = bench.compared(best, default, progress)
+            gain = bench.compared(best, default, rungs, progress)
         server = bench.kind
     report = TuneReport(
         model=home.spec.name,
@@ -183,7 +181,7 @@ class _Bench:
         self._options = options
         self._stack = contextlib.ExitStack()
         self._server: Server | None = None
-        self._asked: dict[str, Runtime] = {}
+        self._asking: dict[str, AskingClient] = {}
         self.kind = ""
 
     def __enter__(self) -> _Bench:
@@ -194,47 +192,50 @@ class _Bench:
         return self
 
     def __exit__(self, *caught: object) -> None:
-        for runtime in self._asked.values():
-            runtime.close()
+        for asking in self._asking.values():
+            asking.close()
         self._stack.close()
 
-    def serving(self, settings: TunedSettings, name: str = TRIED) -> Callable[[], object]:
-        """Have the server serve the model so; what asks it once.
+    def serving(self, settings: TunedSettings, name: str = TRIED) -> Loaded:
+        """Have the server serve the model so; what keeps requests of one row in flight.
+
+        Those are made by processes of their own, which stay from setting to setting.
 
         Raises:
             ServerError: it does not start, or does not load the model.
         """
         self._install(settings, name)
         server = self._started()
-        client = Client(parse(server.grpc), ServeOptions().timeout_s)
+        told = Client(parse(server.grpc), ServeOptions().timeout_s)
         try:
-            client.load(name)
+            told.load(name)
         finally:
-            client.close()
-        if name in self._asked:
-            self._asked.pop(name).close()
-        runtime = connect(f"triton@{server.grpc}", self._home, RuntimeOptions(model=name))
-        self._asked[name] = runtime
-        golden = self._home.golden().inputs
-        count = min(MOST_QUESTIONS, len(next(iter(golden.values()))))
-        questions = itertools.cycle([rows(golden, [row]) for row in range(count)])
-        return lambda: runtime(next(questions))
+            told.close()
+        if name not in self._asking:
+            order = Order(
+                runtime=f"triton@{server.grpc}",
+                bundle=str(self._home.root.absolute()),
+                options=RuntimeOptions(model=name),
+                batches=(1,),
+            )
+            self._asking[name] = client(self._home, order, 0, self._options.concurrency)
+        asking = self._asking[name]
+        asking.check(1)
+        return lambda seconds, concurrency: asking.closed_loop(1, seconds, concurrency)
 
-    def compared(self, best: TuneTrial, default: TuneTrial, progress: Progress) -> Interval | None:
+    def compared(
+        self, best: TuneTrial, default: TuneTrial, rungs: Rungs, progress: Progress
+    ) -> Interval | None:
         """How many times the default's throughput the best has, at its load, in turns."""
         if best.best is None:
             return None
         progress("best against default", 0, 1)
-        asks = [self.serving(best.settings), self.serving(default.settings, STANDARD)]
-        found = race(
-            asks[0],
-            asks[1],
+        found = in_turns(
+            self.serving(best.settings),
+            self.serving(default.settings, STANDARD),
+            dataclasses.replace(rungs, concurrency=best.best.concurrency),
+            self._options.rounds,
             self._options.seed,
-            Pace(
-                rounds=self._options.rounds,
-                round_s=self._options.window_s,
-                concurrency=best.best.concurrency,
-            ),
         )
         progress("best against default", 1, 1)
         return found

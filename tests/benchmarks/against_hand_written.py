@@ -1,0 +1,220 @@
+"""The embedded server against what people write by hand: the same ResNet-18, cores and client.
+
+FastAPI with PyTorch eager, LitServe and PyTriton with ONNX Runtime (`hand_written.py`), and
+`tlexport serve` in fp32 and int8, all on this machine, each asked over HTTP by the same threads
+with the same image, in turns. What the others need is installed into a folder of its own. The
+targets at eight in flight: 1.9 times FastAPI's throughput in fp32, 5 times in int8 (a CPU with
+VNNI), and p50 and p99 no worse than LitServe's and PyTriton's. Run it on an idle machine with
+
+    .venv/bin/python tests/benchmarks/against_hand_written.py [--rounds N] [--round-s S]
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import http.client
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import tritonclient.http
+from rich.console import Console
+from rich.table import Table
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+import digits
+
+from tlexport.bundle import Bundle
+from tlexport.environment import cores
+from tlexport.errors import ServerError
+from tlexport.measure.load import Load, closed_loop
+from tlexport.measure.stats import ratio
+from tlexport.options import ExportOptions, PackageOptions, RuntimeOptions, TrainOptions
+from tlexport.stages.export import export
+from tlexport.stages.package import package
+from tlexport.stages.serve import serve
+from tlexport.stages.train import train
+from tlexport.stages.verify import verify
+
+FRAMEWORKS = ("fastapi", "uvicorn[standard]", "litserve")
+PYTRITON = ("nvidia-pytriton==0.7.0", "numpy<2")
+STUB = """import threading
+from multiprocessing import resource_tracker
+resource_tracker._resource_tracker._lock = threading._PyRLock()
+"""
+"""PyTriton's stub for 3.11 lacks what 3.11.7's resource tracker asks of its lock."""
+
+READY_S = 90.0
+
+
+@dataclass
+class Rival:
+    """A server, how it is asked once, and what its turns gave."""
+
+    name: str
+    port: int
+    path: str
+    body: bytes
+    headers: dict[str, str]
+    loads: list[Load] = field(default_factory=list)
+
+    def asker(self) -> Callable[[], object]:
+        """Asks over a connection of each thread's own."""
+        mine = threading.local()
+
+        def ask() -> int:
+            if not hasattr(mine, "line"):
+                mine.line = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
+            mine.line.request("POST", self.path, self.body, self.headers)
+            answer = mine.line.getresponse()
+            got = answer.read()
+            if answer.status != 200:
+                raise ServerError("an answer", got=f"{answer.status} {got[:200]!r}", fix="look")
+            return len(got)
+
+        return ask
+
+
+def installed(folder: Path, packages: tuple[str, ...]) -> Path:
+    """Packages in a folder of their own, in nobody's way."""
+    command = [sys.executable, "-m", "pip", "install", "--quiet", "--target", folder, *packages]
+    subprocess.run(command, check=True)
+    return folder
+
+
+def prepared(root: Path) -> tuple[Path, Path]:
+    """A bundle of ResNet-18, verified in fp32 and int8, and the repository of both."""
+    data, bundle = digits.write(root / "digits", per_class=8), root / "net.bundle"
+    options = TrainOptions(backbone="torchvision/resnet18", weights="random", trials=1, golden=8)
+    train(data, bundle, options)
+    for precision in ("fp32", "int8"):
+        wish = ExportOptions(precision=precision, calibration="minmax")
+        artifact = export(bundle, wish).artifact
+        assert verify(bundle, runtime=RuntimeOptions(artifact=artifact)).passed
+        options = PackageOptions(
+            name=precision, artifact=artifact, instances=1, threads=cores(), max_batch=8
+        )
+        package(bundle, root / "models", options)
+    return bundle, root / "models"
+
+
+def free_port() -> int:
+    """A port, and two behind it."""
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
+
+
+def v2(name: str, port: int, model: str, image: np.ndarray) -> Rival:
+    """A server that speaks the v2 protocol, asked in its binary form."""
+    entry = tritonclient.http.InferInput("images", list(image.shape), "UINT8")
+    entry.set_data_from_numpy(image)
+    client = tritonclient.http.InferenceServerClient
+    body, size = client.generate_request_body([entry])
+    headers = {"Inference-Header-Content-Length": str(size)}
+    return Rival(name, port, f"/v2/models/{model}/infer", bytes(body), headers)
+
+
+@contextlib.contextmanager
+def hand_written(kind: str, bundle: Path, paths: Path, image: np.ndarray) -> Iterator[Rival]:
+    """One of `hand_written.py`, ready to be asked."""
+    home, port = Bundle(bundle), free_port()
+    model = home.artifact_file(home.artifact("onnx-fp32"))
+    file = Path(__file__).with_name("hand_written.py")
+    root = str(Path(__file__).parents[2])
+    environ = {**os.environ, "PYTHONPATH": os.pathsep.join([str(paths), root])}
+    with subprocess.Popen(
+        [sys.executable, str(file), kind, str(port), str(bundle), str(model)], env=environ
+    ) as process:
+        try:
+            if kind == "pytriton":
+                rival = v2("PyTriton, ONNX Runtime", port, "net", image)
+            else:
+                told = {"fastapi": "FastAPI, PyTorch eager", "litserve": "LitServe, ONNX Runtime"}
+                rival = Rival(told[kind], port, "/predict", image.tobytes(), {})
+            until = time.monotonic() + READY_S
+            while True:
+                try:
+                    rival.asker()()
+                    break
+                except (OSError, http.client.HTTPException, ServerError):
+                    if time.monotonic() > until or process.poll() is not None:
+                        raise
+                    time.sleep(0.5)
+            yield rival
+        finally:
+            process.terminate()
+
+
+def main() -> None:
+    """Ask all of them in turns, print the table and the verdicts."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--round-s", type=float, default=3.0)
+    parser.add_argument("--concurrency", type=int, default=8)
+    arguments = parser.parse_args()
+    console = Console(highlight=False)
+    with tempfile.TemporaryDirectory() as name, contextlib.ExitStack() as stack:
+        root = Path(name)
+        bundle, repository = prepared(root)
+        image = Bundle(bundle).golden().inputs["images"][:1]
+        others = installed(root / "frameworks", FRAMEWORKS)
+        triton = installed(root / "pytriton", PYTRITON)
+        (triton / "sitecustomize.py").write_text(STUB)
+        served = stack.enter_context(serve(repository))
+        port = int(served.report.http.rpartition(":")[2])
+        rivals = [
+            stack.enter_context(hand_written("fastapi", bundle, others, image)),
+            stack.enter_context(hand_written("litserve", bundle, others, image)),
+            stack.enter_context(hand_written("pytriton", bundle, triton, image)),
+            v2("tlexport serve, fp32", port, "fp32", image),
+            v2("tlexport serve, int8", port, "int8", image),
+        ]
+        rng = np.random.default_rng(0)
+        for _ in range(arguments.rounds):
+            for place in rng.permutation(len(rivals)):
+                rival = rivals[place]
+                ask = rival.asker()
+                ask()
+                time.sleep(0.1)
+                load = closed_loop(
+                    ask, seconds=arguments.round_s, concurrency=arguments.concurrency
+                )
+                rival.loads.append(load)
+    show(rivals, console)
+
+
+def show(rivals: list[Rival], console: Console) -> None:
+    """Throughput beside the first, and latencies."""
+    table = Table(box=None, pad_edge=False)
+    for title in ("server", "p50 ms", "p99", "per s", "x first", "failed"):
+        table.add_column(title, justify="left" if title == "server" else "right")
+    counts = np.array([[len(load.latencies_s) for load in each.loads] for each in rivals], float)
+    seconds = np.array([[load.busy_s for load in each.loads] for each in rivals])
+    for place, rival in enumerate(rivals):
+        latencies = 1e3 * np.concatenate([load.latencies_s for load in rival.loads])
+        found = ratio(
+            counts[place], seconds[place], counts[0] / seconds[0], np.random.default_rng(0)
+        )
+        table.add_row(
+            rival.name,
+            f"{np.median(latencies):.1f}",
+            f"{np.quantile(latencies, 0.99):.1f}",
+            f"{counts[place].sum() / seconds[place].sum():.1f}",
+            f"{found.value:.2f} ({found.low:.2f} .. {found.high:.2f})",
+            str(sum(load.errors for load in rival.loads)),
+        )
+    console.print(table)
+
+
+if __name__ == "__main__":
+    main()
