@@ -1,7 +1,7 @@
 """Scenarios, sweeps and the search for the highest rate, on runtimes of known speed."""
 
-import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import msgspec
 import numpy as np
@@ -31,15 +31,14 @@ def bundle(tmp_path, monkeypatch):
 
 
 class OneAtATime:
-    """Answers one request after the other, each after so many seconds."""
+    """Answers one request after the other, first come first served, each after so many seconds."""
 
     def __init__(self, home, where, options):
         self.name, self.spec = f"one@{where}", home.spec
-        self._wait_s, self._alone = float(where), threading.Lock()
+        self._wait_s, self._only = float(where), ThreadPoolExecutor(1)
 
     def __call__(self, inputs):
-        with self._alone:
-            time.sleep(self._wait_s)
+        self._only.submit(time.sleep, self._wait_s).result()
         return {"logits": np.zeros((len(inputs["images"]), 4), np.float32)}
 
     def facts(self):
@@ -49,7 +48,7 @@ class OneAtATime:
         return {}
 
     def close(self):
-        pass
+        self._only.shutdown()
 
 
 def test_single_stream_with_its_verdict(bundle):
