@@ -127,7 +127,8 @@ def test_the_highest_rate_is_found(bundle):
     kept = [trial for trial in row.searched if trial.kept]
     assert kept
     assert row.rate_per_s == max(trial.rate_per_s for trial in kept)
-    assert 5 < row.rate_per_s <= 1.12 / 0.005
+    # 64 requests that come faster than they are answered end before 300 ms of them wait
+    assert 5 < row.rate_per_s <= 2 / 0.005
     assert all(trial.rate_per_s > row.rate_per_s for trial in row.searched if not trial.kept)
     assert row.verdict.valid
     assert row.p50_ms.value <= 300
