@@ -198,7 +198,7 @@ def show(rivals: list[Rival], console: Console) -> None:
     table = Table(box=None, pad_edge=False)
     for title in ("server", "p50 ms", "p99", "per s", "x first", "failed"):
         table.add_column(title, justify="left" if title == "server" else "right")
-    counts = np.array([[len(load.latencies_s) for load in each.loads] for each in rivals], float)
+    counts = np.array([[load.answered for load in each.loads] for each in rivals], float)
     seconds = np.array([[load.busy_s for load in each.loads] for each in rivals])
     for place, rival in enumerate(rivals):
         latencies = 1e3 * np.concatenate([load.latencies_s for load in rival.loads])

@@ -1,5 +1,6 @@
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -119,3 +120,15 @@ def test_latencies_are_those_of_all_workers():
     assert isinstance(load.latencies_s, np.ndarray)
     assert len(load.latencies_s) >= 3
     assert 0.02 <= load.busy_s < 5
+
+
+def test_the_rate_is_that_of_the_server_however_short_the_load():
+    """Eight wait for one that takes 5 ms each: the first of a worker waits less than all others."""
+    only = ThreadPoolExecutor(1)
+    for seconds in (0.0, 0.05):
+        load = closed_loop(
+            lambda: only.submit(time.sleep, 0.005).result(), seconds=seconds, concurrency=8
+        )
+        assert load.answered >= len(load.latencies_s) >= 8
+        assert load.answered / load.busy_s <= 1 / 0.005
+    only.shutdown()

@@ -127,8 +127,7 @@ def test_the_highest_rate_is_found(bundle):
     kept = [trial for trial in row.searched if trial.kept]
     assert kept
     assert row.rate_per_s == max(trial.rate_per_s for trial in kept)
-    # 64 requests that come faster than they are answered end before 300 ms of them wait
-    assert 5 < row.rate_per_s <= 2 / 0.005
+    assert 5 < row.rate_per_s <= 1.12 / 0.005
     assert all(trial.rate_per_s > row.rate_per_s for trial in row.searched if not trial.kept)
     assert row.verdict.valid
     assert row.p50_ms.value <= 300
@@ -170,8 +169,7 @@ def test_a_sweep_over_concurrency(bundle):
     assert sorted(rows) == [(1, 1), (1, 4), (2, 1), (2, 4)]
     # one at a time: four in flight wait four times as long, and no more is answered
     assert rows[1, 4].p50_ms.value > 1.5 * rows[1, 1].p50_ms.value
-    # the last requests of a short turn are begun in it and end after it
-    assert all(row.items_per_s.value < 1.2 * row.batch / 0.002 for row in report.rows)
+    assert all(row.items_per_s.value < row.batch / 0.002 for row in report.rows)
     assert report.load == "closed loop, 1, 4 in flight"
 
 

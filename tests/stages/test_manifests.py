@@ -22,7 +22,7 @@ import small_bundles
 import yaml
 
 from tlexport.bundle import Bundle
-from tlexport.errors import OptionError, RepositoryError, TlexportError
+from tlexport.errors import BundleError, OptionError, RepositoryError, TlexportError
 from tlexport.options import (
     ExportOptions,
     ManifestOptions,
@@ -33,6 +33,7 @@ from tlexport.options import (
 from tlexport.runtimes import connect
 from tlexport.serving import choice, config
 from tlexport.serving.manifests import dashboard
+from tlexport.stages import manifests as stage
 from tlexport.stages.export import export
 from tlexport.stages.manifests import manifests
 from tlexport.stages.package import package
@@ -283,6 +284,32 @@ def test_what_was_changed_by_hand_is_not_lost(ours, tmp_path):
     assert "# mine" not in edited.read_text()
 
 
+def test_a_run_that_was_stopped_is_made_good(ours, tmp_path, monkeypatch):
+    """What it had written already is nobody's change, nor is what it had not."""
+    out = tmp_path / "out"
+    manifests(ours, options(out))
+    before = {path: path.read_bytes() for path in out.rglob("*.yaml")}
+    real, written = stage.write_atomic, []
+
+    def full(path, data):
+        written.append(path)
+        if len(written) == 8:
+            raise BundleError("room", got="No space left on device", fix="make some")
+        real(path, data)
+
+    monkeypatch.setattr(stage, "write_atomic", full)
+    with pytest.raises(BundleError, match="No space"):
+        manifests(ours, options(out, namespace="other"))
+    monkeypatch.undo()
+    changed = [path for path in before if path.read_bytes() != before[path]]
+    assert 0 < len(changed) < len(before)
+    manifests(ours, options(out, namespace="third"))
+    assert "namespace: third" in (out / "kubernetes" / "service.yaml").read_text()
+    (out / "kubernetes" / "service.yaml").write_text("mine\n")
+    with pytest.raises(OptionError, match=r"service\.yaml"):
+        manifests(ours, options(out))
+
+
 @pytest.fixture(scope="module")
 def watched(tmp_path_factory):
     """A Prometheus that reads a real server under load: ask it in PromQL."""
@@ -306,7 +333,7 @@ def watched(tmp_path_factory):
 
 
 class load:
-    """Several clients that ask until the end, now and then wrongly."""
+    """Several clients that ask until the end."""
 
     def __init__(self, server, home: Bundle) -> None:
         self._stop = threading.Event()

@@ -19,9 +19,10 @@ PAUSE_S = 0.01
 class Load:
     """What came of asking: `latencies_s` float [answered], and how many requests failed.
 
-    `busy_s` is how long the load lasted, the mean over the workers: answered / busy_s is the
-    rate at which answers came. `client_s` is the processor time that asking took, where the one
-    who asks is a process of its own.
+    `busy_s` is how long the load lasted, until the last answer that counts, and `also` how many
+    answers came meanwhile whose latencies do not count: answered / busy_s is the rate at which
+    answers came. `client_s` is the processor time that asking took, where the one who asks is a
+    process of its own.
     """
 
     latencies_s: np.ndarray
@@ -29,6 +30,12 @@ class Load:
     busy_s: float
     first_error: TlexportError | None
     client_s: float | None = None
+    also: int = 0
+
+    @property
+    def answered(self) -> int:
+        """All answers that came within `busy_s`."""
+        return len(self.latencies_s) + self.also
 
 
 def joined(loads: Sequence[Load]) -> Load:
@@ -40,6 +47,7 @@ def joined(loads: Sequence[Load]) -> Load:
         busy_s=float(np.mean([load.busy_s for load in loads])),
         first_error=next((load.first_error for load in loads if load.first_error), None),
         client_s=sum(known) if known else None,
+        also=sum(load.also for load in loads),
     )
 
 
@@ -94,7 +102,8 @@ def closed_loop(
     return Load(
         latencies_s=np.array([s for w in workers for s in w.latencies_s]),
         errors=sum(w.errors for w in workers),
-        busy_s=float(np.mean([w.busy_s for w in workers])),
+        busy_s=max(w.busy_s for w in workers),
+        also=sum(w.also for w in workers),
         first_error=next((w.first_error for w in workers if w.first_error is not None), None),
     )
 
@@ -134,6 +143,7 @@ class _Worker:
         self.errors = 0
         self.first_error: TlexportError | None = None
         self.busy_s = 0.0
+        self.also = 0
         self.crash: BaseException | None = None
 
     def run(self, seconds: float) -> None:
@@ -166,4 +176,6 @@ class _Worker:
         ended = self._crew.clock()
         if began is not None:
             self.latencies_s.append(ended - began)
+        elif not self._crew.stop.is_set():  # the last answer that counts is still awaited
+            self.also += 1
         return ended

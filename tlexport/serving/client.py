@@ -224,13 +224,6 @@ class Client:
                 got=message or "no answer",
                 fix="start one with `tlexport serve model_repository`; use the address it prints",
             )
-        if CONTROL.search(message):
-            return ServerError(
-                f"a server at {place} that loads models when it is told to",
-                got=message.strip(),
-                fix="start it with --model-control-mode=explicit (`tlexport serve REPOSITORY "
-                "--control explicit`)",
-            )
         if DIED.search(message):
             return ServerError(
                 f"an answer from the server at {place}",

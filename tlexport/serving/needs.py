@@ -34,7 +34,6 @@ class Needs(msgspec.Struct, frozen=True, kw_only=True):
     memory_mib: int
     gpus: int
     python: bool
-    digests: dict[str, str]
 
 
 def needs(place: Path) -> Needs:
@@ -46,7 +45,7 @@ def needs(place: Path) -> Needs:
     models = repository.check(place)
     cores = gpus = 0
     size = float(SERVER_MIB)
-    python, digests = False, {}
+    python = False
     for name, numbers in models.items():
         found = config.parse(place / name / config.CONFIG)
         copies, on_gpu = _instances(found)
@@ -57,16 +56,12 @@ def needs(place: Path) -> Needs:
         gpus = max(gpus, int(on_gpu))
         largest = max(_bytes(place / name / str(number)) for number in numbers)
         size += COPIES * copies * _loaded(found) * largest / 2**20
-        known = config.digests_of(found)
-        if (newest := known.get(str(max(numbers)))) is not None:
-            digests[name] = newest
     return Needs(
         models=tuple(sorted(models)),
         cores=max(1, cores),
         memory_mib=STEP_MIB * math.ceil(size / STEP_MIB),
         gpus=gpus,
         python=python,
-        digests=digests,
     )
 
 

@@ -98,7 +98,7 @@ def _items(cell: Cell) -> np.ndarray:
     Raises:
         TlexportError: none at all; the first refusal.
     """
-    answered = np.array([len(load.latencies_s) for load in cell.loads]) * float(cell.batch)
+    answered = np.array([load.answered for load in cell.loads]) * float(cell.batch)
     if not answered.any():
         raise first_error(cell.loads)
     return answered

@@ -106,14 +106,14 @@ class Cell:
         load = self.client.closed_loop(self.batch, ESTIMATE_S, concurrency)
         if not len(load.latencies_s):
             raise first_error([load])
-        return len(load.latencies_s) / load.busy_s
+        return load.answered / load.busy_s
 
     def steadiness(self) -> Steadiness:
         """Whether the last three windows agree; turns are put together, so that four are left."""
         size = max(1, len(self.loads) // 4)
         starts = range(len(self.loads) % size, len(self.loads), size)
         windows = [self.loads[start : start + size] for start in starts]
-        rates = [sum(len(w.latencies_s) for w in each) / _busy_s(each) for each in windows]
+        rates = [sum(w.answered for w in each) / _busy_s(each) for each in windows]
         waits = [np.concatenate([load.latencies_s for load in each]) for each in windows]
         medians = [float(np.median(wait)) if len(wait) else 0.0 for wait in waits]
         return stats.steadiness(rates, medians)

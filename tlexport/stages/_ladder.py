@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from tlexport.measure.load import Load
-from tlexport.measure.stats import fewest, ratio
+from tlexport.measure.stats import fewest, steadiness
 from tlexport.options import Slo
-from tlexport.reports import Interval, LoadPoint, TunedSettings, TuneTrial
+from tlexport.reports import LoadPoint, TunedSettings, TuneTrial
 
 Loaded = Callable[[float, int], Load]
 """Keeps requests in flight: (seconds, how many)."""
@@ -20,12 +20,6 @@ MORE = 1.03
 
 BEHIND = 0.5
 """Share of the best setting's throughput, at the same load, below which it is given up."""
-
-LONG = 5
-"""Latencies that a window lasts at least: one request per client tells no rate."""
-
-BAND = 0.1
-AGREE = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,8 +43,7 @@ def climb(settings: TunedSettings, rungs: Rungs, load: Loaded, best: TuneTrial |
     points: list[LoadPoint] = []
     stopped = f"{rungs.concurrency} requests in flight"
     for concurrency in _doubled(rungs.concurrency):
-        latency_s = 2 * points[-1].p50_ms / 1e3 if points else 0.0
-        point = _point(load, concurrency, rungs, max(rungs.window_s, LONG * latency_s))
+        point = _point(load, concurrency, rungs)
         points.append(point)
         if (why := _enough(points, rungs.slo, best)) is not None:
             stopped = why
@@ -99,51 +92,31 @@ def _doubled(most: int) -> Iterator[int]:
     yield most
 
 
-def _point(load: Loaded, concurrency: int, rungs: Rungs, window_s: float) -> LoadPoint:
+def _point(load: Loaded, concurrency: int, rungs: Rungs) -> LoadPoint:
     """Windows until three agree and the quantile can be told, or there were enough of them."""
     loads: list[Load] = []
     needed, stable = fewest(rungs.slo.percentile), False
     while len(loads) < rungs.windows:
-        loads.append(load(window_s, concurrency))
-        answered = sum(len(each.latencies_s) for each in loads)
-        if not answered and loads[-1].first_error is not None:
+        loads.append(load(rungs.window_s, concurrency))
+        waits = [each.latencies_s for each in loads]
+        if not any(map(len, waits)) and loads[-1].first_error is not None:
             raise loads[-1].first_error
-        stable = _agree(loads[-AGREE:])
-        if stable and answered >= needed:
+        rates = [each.answered / each.busy_s for each in loads]
+        stable = steadiness(
+            rates, [float(np.median(wait)) if len(wait) else 0.0 for wait in waits]
+        ).stable
+        if stable and sum(map(len, waits)) >= needed:
             break
-    latencies_ms = np.concatenate([each.latencies_s for each in loads]) * 1e3
+    latencies_ms = np.concatenate(waits) * 1e3
     seconds = sum(each.busy_s for each in loads)
     quantile = np.quantile(latencies_ms, rungs.slo.percentile, method="inverted_cdf")
     return LoadPoint(
         concurrency=concurrency,
         requests=len(latencies_ms),
         errors=sum(each.errors for each in loads),
-        items_per_s=len(latencies_ms) / seconds,
+        items_per_s=sum(each.answered for each in loads) / seconds,
         p50_ms=float(np.median(latencies_ms)),
         quantile_ms=float(quantile),
         sure=len(latencies_ms) >= needed,
         stable=stable,
     )
-
-
-def _agree(loads: list[Load]) -> bool:
-    """Three windows within 10 % of each other in rate and in median latency."""
-    if len(loads) < AGREE or not all(len(load.latencies_s) for load in loads):
-        return False
-    rates = [len(load.latencies_s) / load.busy_s for load in loads]
-    medians = [float(np.median(load.latencies_s)) for load in loads]
-    return all(max(each) <= (1 + BAND) * min(each) for each in (rates, medians))
-
-
-def in_turns(first: Loaded, second: Loaded, pace: Rungs, rounds: int, seed: int) -> Interval:
-    """How many times the second's throughput the first has, with its 95 % interval.
-
-    Both take turns in one run, so that a noisy moment hurts both.
-    """
-    loads = (first, second)
-    counts, seconds = np.zeros((2, rounds)), np.zeros((2, rounds))
-    for turn in range(rounds):
-        for who in (0, 1) if turn % 2 else (1, 0):
-            found = loads[who](pace.window_s, pace.concurrency)
-            counts[who, turn], seconds[who, turn] = len(found.latencies_s), found.busy_s
-    return ratio(counts[0], seconds[0], counts[1] / seconds[1], np.random.default_rng(seed))

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from tlexport.measure.load import closed_loop
+from tlexport.measure.load import Load, closed_loop
 from tlexport.measure.stats import ratio
 from tlexport.reports import Interval
 
@@ -20,20 +20,37 @@ SETTLE_S = 0.06
 
 
 def race(first: Callable[[], object], second: Callable[[], object], seed: int = 0) -> Interval:
-    """How many times as fast as the second the first is, with its 95 % interval.
+    """How many times as fast as the second the first is, one request after the other.
+
+    Its 95 % interval, see `in_turns`.
+    """
+    for ask in (first, second):
+        for _ in range(WARM_UP):
+            ask()
+    return in_turns(_turn(first), _turn(second), ROUNDS, seed)
+
+
+def in_turns(
+    first: Callable[[], Load], second: Callable[[], Load], rounds: int, seed: int
+) -> Interval:
+    """How many times the second's throughput the first has, with its 95 % interval.
 
     Both take turns in one run, so that a noisy moment hurts both.
     """
-    runners = (first, second)
-    for ask in runners:
-        for _ in range(WARM_UP):
-            ask()
-    counts, seconds = np.zeros((2, ROUNDS)), np.zeros((2, ROUNDS))
-    for turn in range(ROUNDS):
+    turns = (first, second)
+    counts, seconds = np.zeros((2, rounds)), np.zeros((2, rounds))
+    for turn in range(rounds):
         for who in (0, 1) if turn % 2 else (1, 0):
-            time.sleep(SETTLE_S)
-            runners[who]()
-            load = closed_loop(runners[who], seconds=ROUND_S)
-            counts[who, turn], seconds[who, turn] = len(load.latencies_s), load.busy_s
+            load = turns[who]()
+            counts[who, turn], seconds[who, turn] = load.answered, load.busy_s
     rng = np.random.default_rng(seed)
     return ratio(counts[0], seconds[0], counts[1] / seconds[1], rng)
+
+
+def _turn(ask: Callable[[], object]) -> Callable[[], Load]:
+    def turn() -> Load:
+        time.sleep(SETTLE_S)
+        ask()
+        return closed_loop(ask, seconds=ROUND_S)
+
+    return turn

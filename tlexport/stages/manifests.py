@@ -33,8 +33,9 @@ def manifests(
 ) -> ManifestsReport:
     """Write what runs the repository at `place` with compose, on Kubernetes and on KServe.
 
-    Cores, memory and GPUs are those that the models' configurations ask for. Either all files are
-    written or none; one that was changed by hand since it was made is not overwritten unasked.
+    Cores, memory and GPUs are those that the models' configurations ask for. Each file is written
+    whole, and none where one was changed by hand since it was made, unless asked; a run that was
+    stopped in between is made good by the next.
 
     Raises:
         OptionError: no name or storage, an unknown release, or Python models without an image.
@@ -67,12 +68,14 @@ def manifests(
         repository=os.path.relpath(folder.resolve(), output.resolve()),
     )
     texts = written(facts)
+    known = _known(output)
     if not options.force:
-        _hold_changes(output, texts)
+        _hold_changes(output, texts, known)
+    digests = {name: {sha256_of_json(text)} for name, text in texts.items()}
+    _note(output, {name: made | known.get(name, set()) for name, made in digests.items()})
     for name, text in texts.items():
         write_atomic(output / name, text.encode())
-    digests = {name: sha256_of_json(text) for name, text in texts.items()}
-    write_atomic(output / NOTE, msgspec.json.encode(digests, order="sorted"))
+    _note(output, digests)
     progress("manifests", 1, 1)
     return ManifestsReport(
         output=str(output),
@@ -110,33 +113,44 @@ def _hold_image(found: Needs, options: ManifestOptions) -> None:
         )
 
 
-def _hold_changes(output: Path, texts: dict[str, str]) -> None:
+def _known(output: Path) -> dict[str, set[str]]:
+    """Digests of what was made, by file; where the note of them is gone, nothing was."""
+    try:
+        return msgspec.json.decode((output / NOTE).read_bytes(), type=dict[str, set[str]])
+    except (OSError, msgspec.DecodeError):
+        return {}
+
+
+def _note(output: Path, made: dict[str, set[str]]) -> None:
+    write_atomic(output / NOTE, msgspec.json.encode(made, order="deterministic"))
+
+
+def _hold_changes(output: Path, texts: dict[str, str], known: dict[str, set[str]]) -> None:
     """Refuse to overwrite what somebody wrote, or changed.
 
     Raises:
         OptionError: naming the files.
     """
-    try:
-        known = msgspec.json.decode((output / NOTE).read_bytes(), type=dict[str, str])
-    except (OSError, msgspec.DecodeError):
-        known = {}
-    changed = []
-    for name, text in texts.items():
-        try:
-            there = (output / name).read_text(encoding="utf-8")
-        except FileNotFoundError:
-            continue
-        except (OSError, UnicodeDecodeError):
-            changed.append(name)
-            continue
-        if there != text and sha256_of_json(there) != known.get(name):
-            changed.append(name)
+    changed = [
+        name
+        for name, text in texts.items()
+        if (output / name).exists() and not _is_ours(output / name, text, known.get(name, set()))
+    ]
     if changed:
         raise OptionError(
             f"files in {str(output)!r} as they were made",
             got=f"changed by hand: {', '.join(changed)}",
             fix="pass another --output and take your changes over, or --force to lose them",
         )
+
+
+def _is_ours(path: Path, text: str, made: set[str]) -> bool:
+    """Whether a file is as it was made, or would be; what cannot be read is somebody's."""
+    try:
+        there = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        return False
+    return there == text or sha256_of_json(there) in made
 
 
 def _notes(options: ManifestOptions, facts: Facts) -> list[str]:

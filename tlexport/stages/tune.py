@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -28,7 +27,8 @@ from tlexport.serving.client import Client, parse
 from tlexport.serving.server import Server
 from tlexport.stages._clients import Client as AskingClient
 from tlexport.stages._clients import Order, client
-from tlexport.stages._ladder import Loaded, Rungs, climb, in_turns, score
+from tlexport.stages._ladder import Loaded, Rungs, climb, score
+from tlexport.stages._race import in_turns
 from tlexport.stages._space import BETTER, Search, space
 from tlexport.stages._tune_page import page
 from tlexport.stages._version import proven_version
@@ -89,7 +89,7 @@ def tune(
         default = tried[everything[0]]
         gain = None
         if best is not default:
-            gain = bench.compared(best, default, rungs, progress)
+            gain = bench.compared(best, default, progress)
         server = bench.kind
     report = TuneReport(
         model=home.spec.name,
@@ -223,17 +223,16 @@ class _Bench:
         asking.check(1)
         return lambda seconds, concurrency: asking.closed_loop(1, seconds, concurrency)
 
-    def compared(
-        self, best: TuneTrial, default: TuneTrial, rungs: Rungs, progress: Progress
-    ) -> Interval | None:
+    def compared(self, best: TuneTrial, default: TuneTrial, progress: Progress) -> Interval | None:
         """How many times the default's throughput the best has, at its load, in turns."""
         if best.best is None:
             return None
         progress("best against default", 0, 1)
+        ours, theirs = self.serving(best.settings), self.serving(default.settings, STANDARD)
+        seconds, concurrency = self._options.window_s, best.best.concurrency
         found = in_turns(
-            self.serving(best.settings),
-            self.serving(default.settings, STANDARD),
-            dataclasses.replace(rungs, concurrency=best.best.concurrency),
+            lambda: ours(seconds, concurrency),
+            lambda: theirs(seconds, concurrency),
             self._options.rounds,
             self._options.seed,
         )
