@@ -239,6 +239,7 @@ def mirrored(
             work.pull(pick(work.names()))
             yield work
         finally:
+            # what was done is done; a lock that cannot be given back is free when its lease is over
             with contextlib.suppress(TlexportError), work.translated():
                 work.lease.release()
 

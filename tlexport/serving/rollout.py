@@ -22,6 +22,7 @@ import numpy as np
 from tritonclient.grpc import model_config_pb2 as pb
 
 from tlexport.bundle import read_tensors
+from tlexport.errors import RepositoryError
 from tlexport.files import sync_folder, write_atomic
 from tlexport.serving import config, repository, staging
 from tlexport.serving.config import CONFIG, LABELS, WARMUP
@@ -54,11 +55,21 @@ def standing(model: Path) -> Standing:
 
 
 def origin(version: Path) -> Origin | None:
-    """Where a version comes from; None for one that tlexport did not write."""
+    """Where a version comes from; None for one that this tlexport did not write.
+
+    Raises:
+        RepositoryError: what tells it is there and cannot be read.
+    """
     try:
         return msgspec.json.decode((version / ORIGIN).read_bytes(), type=Origin)
-    except (OSError, msgspec.DecodeError):
+    except (FileNotFoundError, NotADirectoryError, msgspec.DecodeError):
         return None
+    except OSError as error:
+        raise RepositoryError(
+            f"to read where {str(version)!r} comes from",
+            got=f"{error.strerror}: {ORIGIN}",
+            fix="make the repository readable for you",
+        ) from error
 
 
 def digest_told(parameters: Mapping[str, Any], version: int) -> str | None:
