@@ -1,6 +1,6 @@
 """The embedded server against what people write by hand: the same ResNet-18, cores and client.
 
-FastAPI with PyTorch eager, LitServe and PyTriton with ONNX Runtime (`hand_written.py`), and
+FastAPI with PyTorch eager, LitServe and PyTriton with ONNX Runtime (`by_hand/`), and
 `tlexport serve` in fp32 and int8, all on this machine, each asked over HTTP by the same threads
 with the same image, in turns. What the others need is installed into a folder of its own. The
 targets at eight in flight: 1.9 times FastAPI's throughput in fp32, 5 times in int8 (a CPU with
@@ -18,14 +18,17 @@ import os
 import socket
 import subprocess
 import sys
+import sysconfig
 import tempfile
 import threading
 import time
+import venv
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+import onnxruntime
 import tritonclient.http
 from rich.console import Console
 from rich.table import Table
@@ -46,7 +49,7 @@ from tlexport.stages.train import train
 from tlexport.stages.verify import verify
 
 FRAMEWORKS = ("fastapi", "uvicorn[standard]", "litserve")
-PYTRITON = ("nvidia-pytriton==0.7.0", "numpy<2")
+PYTRITON = ("nvidia-pytriton==0.7.0", "numpy<2", f"onnxruntime=={onnxruntime.__version__}")
 STUB = """import threading
 from multiprocessing import resource_tracker
 resource_tracker._resource_tracker._lock = threading._PyRLock()
@@ -54,6 +57,7 @@ resource_tracker._resource_tracker._lock = threading._PyRLock()
 """PyTriton's stub for 3.11 lacks what 3.11.7's resource tracker asks of its lock."""
 
 READY_S = 90.0
+DONE = ".installed"
 
 
 @dataclass
@@ -84,11 +88,24 @@ class Rival:
         return ask
 
 
-def installed(folder: Path, packages: tuple[str, ...]) -> Path:
-    """Packages in a folder of their own, in nobody's way."""
-    command = [sys.executable, "-m", "pip", "install", "--quiet", "--target", folder, *packages]
-    subprocess.run(command, check=True)
-    return folder
+def installed(name: str, packages: tuple[str, ...]) -> Path:
+    """Packages in an environment of their own, kept for the next run: its Python.
+
+    With FRAMEWORKS the packages of this environment are there as well.
+    """
+    folder = Path(__file__).parents[1] / ".data" / name
+    if not (folder / DONE).is_file():
+        shared = packages == FRAMEWORKS
+        venv.create(folder, clear=True, with_pip=True, system_site_packages=shared)
+        site = next((folder / "lib").glob("python3*")) / "site-packages"
+        if shared:  # an environment made from one sees what lies below that, not in it
+            (site / "ours.pth").write_text(f"{sysconfig.get_path('purelib')}\n")
+        else:
+            (site / "sitecustomize.py").write_text(STUB)
+        pip = [folder / "bin/python", "-m", "pip", "install", "--quiet"]
+        subprocess.run([*pip, *packages], check=True)
+        (folder / DONE).touch()
+    return folder / "bin/python"
 
 
 def prepared(root: Path) -> tuple[Path, Path]:
@@ -125,16 +142,14 @@ def v2(name: str, port: int, model: str, image: np.ndarray) -> Rival:
 
 
 @contextlib.contextmanager
-def hand_written(kind: str, bundle: Path, paths: Path, image: np.ndarray) -> Iterator[Rival]:
-    """One of `hand_written.py`, ready to be asked."""
+def hand_written(kind: str, bundle: Path, python: Path, image: np.ndarray) -> Iterator[Rival]:
+    """One of `by_hand/`, ready to be asked."""
     home, port = Bundle(bundle), free_port()
     model = home.artifact_file(home.artifact("onnx-fp32"))
-    file = Path(__file__).with_name("hand_written.py")
+    file = next((Path(__file__).parent / "by_hand").glob(f"{kind}_*.py"))
     root = str(Path(__file__).parents[2])
-    environ = {**os.environ, "PYTHONPATH": os.pathsep.join([str(paths), root])}
-    with subprocess.Popen(
-        [sys.executable, str(file), kind, str(port), str(bundle), str(model)], env=environ
-    ) as process:
+    command = [python, file, str(port), bundle, model]
+    with subprocess.Popen(command, env={**os.environ, "PYTHONPATH": root}) as process:
         try:
             if kind == "pytriton":
                 rival = v2("PyTriton, ONNX Runtime", port, "net", image)
@@ -167,9 +182,8 @@ def main() -> None:
         root = Path(name)
         bundle, repository = prepared(root)
         image = Bundle(bundle).golden().inputs["images"][:1]
-        others = installed(root / "frameworks", FRAMEWORKS)
-        triton = installed(root / "pytriton", PYTRITON)
-        (triton / "sitecustomize.py").write_text(STUB)
+        others = installed("frameworks", FRAMEWORKS)
+        triton = installed("pytriton", PYTRITON)
         served = stack.enter_context(serve(repository))
         port = int(served.report.http.rpartition(":")[2])
         rivals = [
