@@ -21,15 +21,15 @@ from pathlib import Path
 from typing import Any
 
 from tlexport.errors import MissingDependency, OptionError, RepositoryError, TlexportError
-from tlexport.serving import config
-from tlexport.serving.config import CONFIG, LABELS
+from tlexport.serving import config, pipeline
+from tlexport.serving.config import CONFIG, LABELS, WARMUP
 from tlexport.serving.lease import Lease
 from tlexport.serving.repository import GOLDEN, NUMBER, ORIGIN, OWN
 from tlexport.serving.standing import admit_only, admitted
 
 SCHEMES = ("s3", "gs", "az", "abfs", "abfss")
-SMALL = (ORIGIN, OWN, GOLDEN, LABELS, "pipeline.json")
-"""Files of a version that are read; any other is a placeholder in the mirror."""
+SMALL = (ORIGIN, OWN, GOLDEN, LABELS, pipeline.GOLDEN, WARMUP, pipeline.GOLDEN_FILES)
+"""Files and folders of a version that are read; any other is a placeholder in the mirror."""
 
 Stamp = tuple[int, int, int]
 
@@ -105,7 +105,7 @@ class Remote:
         path.parent.mkdir(parents=True, exist_ok=True)
         parts = rel.split("/")
         in_version = len(parts) > 2 and NUMBER.fullmatch(parts[1])
-        if whole or not in_version or "/".join(parts[2:]) in SMALL:
+        if whole or not in_version or parts[2] in SMALL:
             with path.open("wb") as stream:
                 for chunk in self._objects.get(self._store, rel).stream():
                     stream.write(chunk)
