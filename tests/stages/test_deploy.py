@@ -29,6 +29,7 @@ from tlexport.options import DeployOptions, PackageOptions, RollbackOptions, Ser
 from tlexport.reports import DeployReport
 from tlexport.serving import choice, config, repository, rollout
 from tlexport.serving.client import Client, parse
+from tlexport.serving.standing import admitted
 from tlexport.stages import _change, _gate
 from tlexport.stages.deploy import deploy
 from tlexport.stages.package import package
@@ -204,8 +205,10 @@ def test_a_number_is_never_given_again_and_rolled_back_versions_are_passed_over(
         rollback(place, back)
     assert "versions there are: 1, 2, 3, 4" in caught.value.got
     shutil.rmtree(place / "insects/4")
-    assert package(made[1], place).version == 5
+    assert package(made[1], place, PackageOptions(keep_versions=2)).version == 5
     assert rollout.standing(place / "insects").served == (1, 5)
+    found = config.parse(place / "insects/config.pbtxt")
+    assert admitted(found, repository.versions(place / "insects")) == [1, 5], "2 was rolled back"
 
 
 def test_a_version_that_answers_wrong_never_serves(made, place, server, tmp_path):

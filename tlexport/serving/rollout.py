@@ -183,6 +183,7 @@ def put_back(place: Path, before: Before) -> None:
         admit_only(found, admitted(found, numbers))
         tell(found, msgspec.structs.replace(stand, last=last))
         write_atomic(folder / CONFIG, config.text(found).encode())
+        repository.drop_unnamed(folder, [found])
     if before.added is not None:
         _remove(folder / str(before.added), folder)
 

@@ -176,11 +176,10 @@ class Change:
             for name in move.names:
                 self._hold_number(move.number, name, [self.served(name)])
         except BaseException:
-            for each in reversed(before):
+            for each in reversed(before):  # the ensemble first: a load of it reads its steps, too
                 rollout.put_back(store.folder, each)
                 store.push()
-            for name in reversed(move.names):
-                self._go_back(name, served[name])
+                self._go_back(each.model, served[each.model])
             raise
 
     def _leave(self, store: Store, move: Move) -> None:
@@ -223,6 +222,7 @@ class Change:
         for _ in range(2):  # it may still be loading the new one, which takes its time
             try:
                 self._client.load(name)
+                self._await_left(name)
                 return
             except ServerError as error:
                 why = error
