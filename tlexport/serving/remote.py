@@ -195,7 +195,8 @@ class Remote:
     def _delete(self, gone: list[str]) -> None:
         """Delete files: no configuration admits a version of them then, and it goes last itself."""
         described = [rel for rel in gone if rel.split("/")[1:] == [CONFIG]]
-        for model in dict.fromkeys(rel.split("/")[0] for rel in gone):
+        models = dict.fromkeys(rel.split("/")[0] for rel in gone)
+        for model in sorted(models, key=self._is_ensemble, reverse=True):
             self._hold_off(model, _numbers(rel for rel in gone if rel.split("/")[0] == model))
         for rel in (*(rel for rel in gone if rel not in described), *described):
             self._objects.delete(self._store, rel)
