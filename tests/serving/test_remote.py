@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import functools
 import itertools
 import json
 import os
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import obstore
 import obstore.store
+import piped
 import pytest
 import s3
 from serving import bundles
@@ -71,6 +73,7 @@ def made(tmp_path_factory):
     return [bundles.make(folder / f"{n}.bundle", seed=n, external=n == 1) for n in range(3)]
 
 
+@functools.cache
 def opened(url):
     return obstore.store.from_url(url, client_options={"allow_http": True})
 
@@ -229,6 +232,62 @@ def test_deploys_and_rollbacks_are_never_half_there(made, url, behind, slowly):
     assert behind.text().count("failed to load") == 0
 
 
+def half_there(url):
+    """Ensembles whose steps are not there, or not admitted, at the versions that they name."""
+    found: dict = {}
+    paths = {path for path in objects(url) if "/" in path}
+    for path in paths:
+        if path.endswith("/config.pbtxt"):
+            found[path.split("/")[0]] = config.parse_text(read(url, path).decode())
+    parts = [path.split("/") for path in paths]
+    there = {
+        name: sorted({int(part[1]) for part in parts if part[0] == name and part[1].isdigit()})
+        for name in found
+    }
+    files = {"onnxruntime": "model.onnx", "python": "model.py"}
+    for name, told in found.items():
+        if told.platform != "ensemble" or not standing.admitted(told, there[name]):
+            continue
+        for step in told.ensemble_scheduling.step:
+            member, number = found.get(step.model_name), step.model_version
+            file = files[member.backend] if member else ""
+            whole = f"{step.model_name}/{number}/{file}" in paths
+            if not whole or number not in standing.admitted(member, there[step.model_name]):
+                yield f"{name} names {step.model_name} {number}"
+
+
+def test_a_pipeline_is_never_half_there(url, behind, monkeypatch):
+    """Looked at after each change of the store that may take something away."""
+    home, faults, looks = piped.bundle("photos"), [], []
+    for name in ("put", "delete"):
+        real = getattr(obstore, name)
+
+        def watched(store, path, *arguments, _real=real, **more):
+            told = _real(store, path, *arguments, **more)
+            if path.endswith(("config.pbtxt", "model.py", "model.onnx")):
+                faults.extend(half_there(url))
+                looks.append(path)
+            return told
+
+        monkeypatch.setattr(obstore, name, watched)
+    packaging = PackageOptions(pipeline=True, max_batch=piped.BATCH, threads=1)
+    options = DeployOptions(server=behind.grpc, packaging=packaging)
+    for number in (1, 2):
+        report = deploy(home, url, options)
+        assert (report.passed, report.version) == (True, number), report.fault
+    report = rollback(url, RollbackOptions(server=behind.grpc))
+    assert (report.passed, report.served, report.pipeline) == (True, 1, "photos_pipeline")
+    assert {check.asked for check in report.checks} == {
+        *("candidate", "candidate, raw files", "in service", "in service, raw files")
+    }
+    assert faults == []
+    assert len(looks) > 30
+    assert not [path for path in objects(url) if "candidate" in path]
+    assert {path.split("/")[1] for path in objects(url) if path.startswith("photos_pipeline/")} == {
+        *("1", "2", "config.pbtxt")
+    }
+
+
 def listened(monkeypatch, name, which):
     """What a function of the store's library is called with, as its argument `which`."""
     heard, real = [], getattr(obstore, name)
@@ -259,8 +318,8 @@ def test_a_candidate_that_fails_leaves_the_store_as_it_was(made, url, behind, mo
     monkeypatch.setattr(rollout, "publish", None)
     real = rollout.stage_new
 
-    def spoilt(folder, new):
-        number = real(folder, new)
+    def spoilt(folder, together):
+        number = real(folder, together)
         (folder / rollout.candidate_of("insects") / str(number) / "model.onnx").write_bytes(b"x")
         return number
 

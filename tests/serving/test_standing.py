@@ -6,6 +6,7 @@ from tritonclient.grpc import model_config_pb2 as pb
 from tlexport.serving.standing import (
     PARAMETER,
     Standing,
+    admit_next,
     admit_only,
     admitted,
     standing_of,
@@ -76,3 +77,18 @@ def test_then_again_and_after():
     assert stand.then(5) == Standing(served=(1, 2, 4, 5), last=5)
     assert stand.then(2) == Standing(served=(1, 2), last=4)
     assert Standing().then(1).current == 1
+
+
+@pytest.mark.parametrize(
+    ("keep", "until_it_is_there", "then"), [(1, [1], [4]), (2, [1], [1, 4]), (3, [1], [1, 4])]
+)
+def test_the_next_version_brings_back_none_that_was_rolled_back(keep, until_it_is_there, then):
+    tell(before := only(1), Standing(served=(1,), last=3))
+    admit_next(built := latest(keep), before, [1, 2, 3], 4)
+    assert admitted(built, [1, 2, 3]) == until_it_is_there
+    admit_next(again := latest(keep), built, [1, 2, 3, 4], 4)
+    assert admitted(again, [1, 2, 3, 4]) == then
+    assert standing_of(again, [1, 2, 3, 4]) == Standing(served=(1, 4), last=4)
+    admit_next(later := latest(1), again, [1, 2, 3, 4], 5)
+    assert later.version_policy.WhichOneof("policy_choice") == "latest"
+    assert admitted(later, [1, 2, 3, 4, 5]) == [5]

@@ -17,12 +17,20 @@ from serving.processes import until
 from serving.traffic import Traffic
 
 from tlexport.bundle import Bundle, digest_of, read_tensors, write_tensors
-from tlexport.errors import OptionError, ParityError, RepositoryError, ServerError, TlexportError
+from tlexport.errors import (
+    BundleError,
+    OptionError,
+    ParityError,
+    RepositoryError,
+    ServerError,
+    TlexportError,
+)
 from tlexport.options import DeployOptions, PackageOptions, RollbackOptions, ServeOptions
 from tlexport.reports import DeployReport
 from tlexport.serving import choice, config, repository, rollout
 from tlexport.serving.client import Client, parse
-from tlexport.stages import _change
+from tlexport.serving.standing import admitted
+from tlexport.stages import _change, _gate
 from tlexport.stages.deploy import deploy
 from tlexport.stages.package import package
 from tlexport.stages.rollback import rollback
@@ -111,7 +119,7 @@ def serving(server, name="insects"):
 
 
 def in_service(server):
-    return _change.Change(server.grpc, "insects", 30).served()
+    return _change.Change(server.grpc, "insects", 30).served("insects")
 
 
 def answer(server):
@@ -197,8 +205,10 @@ def test_a_number_is_never_given_again_and_rolled_back_versions_are_passed_over(
         rollback(place, back)
     assert "versions there are: 1, 2, 3, 4" in caught.value.got
     shutil.rmtree(place / "insects/4")
-    assert package(made[1], place).version == 5
+    assert package(made[1], place, PackageOptions(keep_versions=2)).version == 5
     assert rollout.standing(place / "insects").served == (1, 5)
+    found = config.parse(place / "insects/config.pbtxt")
+    assert admitted(found, repository.versions(place / "insects")) == [1, 5], "2 was rolled back"
 
 
 def test_a_version_that_answers_wrong_never_serves(made, place, server, tmp_path):
@@ -219,15 +229,15 @@ def test_a_version_that_answers_wrong_never_serves(made, place, server, tmp_path
 
 def test_a_version_that_fails_in_its_place_is_taken_back(made, place, server, monkeypatch):
     deploy(made[0], place, options(server))
-    real = _change.ask
+    real = _gate.ArrayQuestion.ask
 
-    def otherwise(where, model, *rest):
-        found = real(where, model, *rest)
+    def otherwise(question, where, model, *rest):
+        found = real(question, where, model, *rest)
         if model == "insects":
             raise ServerError("an answer", got="none", fix="none")
         return found
 
-    monkeypatch.setattr(_change, "ask", otherwise)
+    monkeypatch.setattr(_gate.ArrayQuestion, "ask", otherwise)
     report = deploy(made[1], place, options(server))
     assert (report.passed, report.served, report.version) == (False, 1, 2)
     assert serves(server, 0)
@@ -507,7 +517,7 @@ def test_what_is_not_proven_is_not_deployed(made, place, server, tmp_path):
     (place / "insects_pipeline/config.pbtxt").write_text(
         'platform: "ensemble"\noutput { name: "label" data_type: TYPE_STRING dims: [2] }\n'
     )
-    with pytest.raises(RepositoryError, match="without a pipeline"):
+    with pytest.raises(BundleError, match="the golden samples as they came"):
         deploy(made[0], place, options(server))
     assert not (place / "insects").exists()
 

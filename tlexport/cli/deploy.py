@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.argument("repository", default="model_repository")
 @flags(DeployOptions, but=("packaging",))
-@flags(PackageOptions, but=("pipeline", "top"))
+@flags(PackageOptions)
 @as_json
 def command(bundle: Path, repository: str, as_json: bool, **values: Any) -> None:
     """Have a running server serve the model, once it has answered the golden samples.
@@ -31,7 +31,8 @@ def command(bundle: Path, repository: str, as_json: bool, **values: Any) -> None
     REPOSITORY is the one that the server serves, a folder or s3://, gs:// or az://; the server
     runs with `tlexport serve --control explicit`. The version is loaded under another name and
     asked; only then does it replace the one in service. Otherwise that one stays, and the exit
-    code is 3, or 9 where the server refused to load it.
+    code is 3, or 9 where the server refused to load it. A model with a pipeline for raw files
+    changes with it: the golden files are asked as well.
 
     \b
     Example:
@@ -62,7 +63,7 @@ def draw(report: DeployReport, console: Console) -> None:
 
     verdict = "[green]passed[/]" if report.passed else "[red]FAILED[/]"
     console.print(
-        f"{verdict}: {escape(report.model)} version {report.version} "
+        f"{verdict}: {escape(both(report.model, report.pipeline))} version {report.version} "
         f"({escape(report.artifact)}, sha256 {report.artifact_sha256[:12]}) "
         f"on {escape(report.server)}"
     )
@@ -97,6 +98,11 @@ def draw_checks(checks: Sequence[GateCheck], console: Console) -> None:
         )
         for check in [check for check in mine if not check.passed][:1]:
             console.print(f"  - batch {check.batch}: {escape(check.reason)}")
+
+
+def both(model: str, pipeline: str) -> str:
+    """A model, and the pipeline that changed with it."""
+    return f"{model} with {pipeline}" if pipeline else model
 
 
 def told(version: int | None) -> str:

@@ -23,7 +23,8 @@ def command(repository: str, as_json: bool, **values: Any) -> None:
     """Have a running server serve the version before the one in service.
 
     It is loaded under another name and asked its golden samples first, as in `tlexport deploy`;
-    where it fails nothing changes. A second time goes back one more.
+    where it fails nothing changes. A second time goes back one more. A pipeline goes back with
+    its model.
 
     \b
     Example:
@@ -45,12 +46,12 @@ def draw(report: RollbackReport, console: Console) -> None:
     """The verdict, what was asked, and what serves now."""
     from rich.markup import escape
 
-    from tlexport.cli.deploy import draw_checks, told
+    from tlexport.cli.deploy import both, draw_checks, told
 
     verdict = "[green]passed[/]" if report.passed else "[red]FAILED[/]"
     console.print(
-        f"{verdict}: {escape(report.model)} back to version {report.version} "
-        f"on {escape(report.server)}"
+        f"{verdict}: {escape(both(report.model, report.pipeline))} back to version "
+        f"{report.version} on {escape(report.server)}"
     )
     draw_checks(report.checks, console)
     for note in report.notes:

@@ -35,8 +35,8 @@ class GateCheck(msgspec.Struct, frozen=True, kw_only=True):
 class DeployReport(msgspec.Struct, frozen=True, kw_only=True):
     """Whether a version went live. `served` serves now, `before` did; None: none.
 
-    `removed` are versions that went from the disk. Times are in seconds: of the candidate's load,
-    and of the change to the new version.
+    `pipeline` changed with the model, "" where it has none. `removed` are versions that went from
+    the disk. Times are in seconds: of the candidates' load, and of the change to the new version.
     """
 
     repository: str
@@ -54,12 +54,14 @@ class DeployReport(msgspec.Struct, frozen=True, kw_only=True):
     notes: tuple[str, ...]
     fault: Fault | None
     passed: bool
+    pipeline: str = ""
 
 
 class RollbackReport(msgspec.Struct, frozen=True, kw_only=True):
     """Whether a model went back from version `before`; `served` serves now.
 
-    `left` are older versions that it can still go back to, the next one last.
+    `pipeline` went with the model, "" where it has none. `left` are older versions that it can
+    still go back to, the next one last.
     """
 
     repository: str
@@ -74,3 +76,4 @@ class RollbackReport(msgspec.Struct, frozen=True, kw_only=True):
     notes: tuple[str, ...]
     fault: Fault | None
     passed: bool
+    pipeline: str = ""

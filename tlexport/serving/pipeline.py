@@ -12,7 +12,7 @@ version more than asked for, so that the ensemble has its own until it is told o
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import msgspec
@@ -25,9 +25,12 @@ from tlexport.serving.repository import NewVersion
 from tlexport.spec import ModelSpec, TensorSpec
 
 RAW, LABEL, PROBABILITY, ERROR = "raw", "label", "probability", "error"
+SUFFIXES = ("_preprocess", "_postprocess", "_pipeline")
 TASK = "pipeline"
 """The task of a spec whose input is raw items."""
 GOLDEN = "pipeline.json"
+GOLDEN_FILES = "golden"
+"""Folder of golden files in a version of a pipeline."""
 STEPS = Path(__file__).parent / "steps"
 LEAST_VERSIONS = 2
 REFUSED = f"in {RAW!r}; got: "
@@ -64,27 +67,58 @@ class Pipeline(msgspec.Struct, frozen=True, kw_only=True):
 
 def preprocess_of(model: str) -> str:
     """The name of a model's preprocessing step."""
-    return f"{model}_preprocess"
+    return f"{model}{SUFFIXES[0]}"
 
 
 def postprocess_of(model: str) -> str:
     """The name of a model's postprocessing step."""
-    return f"{model}_postprocess"
+    return f"{model}{SUFFIXES[1]}"
 
 
 def pipeline_of(model: str) -> str:
     """The name of the ensemble that clients call."""
-    return f"{model}_pipeline"
+    return f"{model}{SUFFIXES[2]}"
 
 
 def whole(model: str) -> tuple[str, ...]:
-    """The names of a model and all that stands around it."""
-    return (preprocess_of(model), model, postprocess_of(model), pipeline_of(model))
+    """The names of a model and all that stands around it, in the order in which they change."""
+    return (preprocess_of(model), postprocess_of(model), model, pipeline_of(model))
+
+
+def moved_with(repository: Path, model: str) -> tuple[str, ...]:
+    """The models that change together with a model, in order: it alone, or its whole pipeline."""
+    described = (repository / pipeline_of(model) / CONFIG).is_file()
+    return whole(model) if described else (model,)
+
+
+def main_of(name: str, names: Collection[str]) -> str:
+    """The model that a name of these belongs to: itself, or that which it stands around."""
+    for suffix in SUFFIXES:
+        model = name.removesuffix(suffix)
+        if model != name and set(whole(model)) <= set(names):
+            return model
+    return name
+
+
+def few(pipeline: Pipeline, count: int) -> Pipeline:
+    """The same with its first golden files alone."""
+    golden = pipeline.golden
+    return msgspec.structs.replace(
+        pipeline,
+        raw=pipeline.raw[:count],
+        golden=msgspec.structs.replace(
+            golden,
+            raw=golden.raw[:count],
+            labels=golden.labels[:count],
+            probabilities=golden.probabilities[:count],
+            margins=golden.margins[:count],
+        ),
+    )
 
 
 def around_step(name: str) -> str:
     """The pipeline that a model of this name is but a step of; "" for any other name."""
-    for suffix in ("_preprocess", "_postprocess"):
+    for suffix in SUFFIXES[:2]:
         if name.endswith(suffix):
             return pipeline_of(name.removesuffix(suffix))
     return ""

@@ -21,15 +21,15 @@ from pathlib import Path
 from typing import Any
 
 from tlexport.errors import MissingDependency, OptionError, RepositoryError, TlexportError
-from tlexport.serving import config
-from tlexport.serving.config import CONFIG, LABELS
+from tlexport.serving import config, pipeline
+from tlexport.serving.config import CONFIG, LABELS, WARMUP
 from tlexport.serving.lease import Lease
 from tlexport.serving.repository import GOLDEN, NUMBER, ORIGIN, OWN
 from tlexport.serving.standing import admit_only, admitted
 
 SCHEMES = ("s3", "gs", "az", "abfs", "abfss")
-SMALL = (ORIGIN, OWN, GOLDEN, LABELS, "pipeline.json")
-"""Files of a version that are read; any other is a placeholder in the mirror."""
+SMALL = (ORIGIN, OWN, GOLDEN, LABELS, pipeline.GOLDEN, WARMUP, pipeline.GOLDEN_FILES)
+"""Files and folders of a version that are read; any other is a placeholder in the mirror."""
 
 Stamp = tuple[int, int, int]
 
@@ -105,7 +105,7 @@ class Remote:
         path.parent.mkdir(parents=True, exist_ok=True)
         parts = rel.split("/")
         in_version = len(parts) > 2 and NUMBER.fullmatch(parts[1])
-        if whole or not in_version or "/".join(parts[2:]) in SMALL:
+        if whole or not in_version or parts[2] in SMALL:
             with path.open("wb") as stream:
                 for chunk in self._objects.get(self._store, rel).stream():
                     stream.write(chunk)
@@ -195,7 +195,8 @@ class Remote:
     def _delete(self, gone: list[str]) -> None:
         """Delete files: no configuration admits a version of them then, and it goes last itself."""
         described = [rel for rel in gone if rel.split("/")[1:] == [CONFIG]]
-        for model in dict.fromkeys(rel.split("/")[0] for rel in gone):
+        models = dict.fromkeys(rel.split("/")[0] for rel in gone)
+        for model in sorted(models, key=self._is_ensemble, reverse=True):
             self._hold_off(model, _numbers(rel for rel in gone if rel.split("/")[0] == model))
         for rel in (*(rel for rel in gone if rel not in described), *described):
             self._objects.delete(self._store, rel)

@@ -5,6 +5,7 @@
 <repository>/<name>/<version>/tlexport.json    where the version comes from: Origin
 <repository>/<name>/<version>/golden.safetensors   a few inputs (input:NAME), answers (output:NAME)
 <repository>/<name>/<version>/own.pbtxt, labels.txt   as it is served: Triton reads the model's own
+<repository>/<name>/<version>/warmup/...   its warm-ups, where no golden sample has them
 
 A server that polls sees a version with all its files or not at all. A new model is made beside the
 repository and renamed into it. In a model that is there, everything a new configuration names is
@@ -29,7 +30,7 @@ from tlexport.errors import OptionError, RepositoryError
 from tlexport.files import cannot_write, sync_file, sync_folder, write_atomic
 from tlexport.serving import config, staging
 from tlexport.serving.config import CONFIG, LABELS, WARMUP, Settings, Step
-from tlexport.serving.standing import standing_of, tell
+from tlexport.serving.standing import admit_next, admitted, standing_of
 from tlexport.spec import ModelSpec
 
 ORIGIN = "tlexport.json"
@@ -266,6 +267,8 @@ def _put(place: Path, stage: Path, new: NewVersion, number: int) -> Callable[[],
         _describe(place, new, number)
         stage.rename(version)
         sync_folder(place)
+        if number not in admitted(config.parse(place / CONFIG), versions(place)):
+            _describe(place, new, number)
     except BaseException:
         back()
         raise
@@ -295,6 +298,8 @@ def fill_version(folder: Path, new: NewVersion, number: int) -> None:
     golden = {f"{side}:{name}": a for side, each in sides.items() for name, a in each.items()}
     if new.golden_outputs:
         write_tensors(folder / GOLDEN, golden)
+    else:  # inputs may be texts, which a file of tensors does not hold
+        _write_warmups(folder, new)
     own = new.configuration(number, {str(number): new.origin.artifact_sha256})
     for block in own.output:
         if block.label_filename:
@@ -315,14 +320,18 @@ def _describe(model: Path, new: NewVersion, number: int) -> None:
     digests[str(number)] = new.origin.artifact_sha256
     built = new.configuration(number, digests)
     if before is not None:
-        tell(built, standing_of(before, versions(model)).then(number))
+        admit_next(built, before, versions(model), number)
     if new.spec.labels:
         write_atomic(model / LABELS, _lines(new.spec.labels))
-    for array in new.golden_inputs.values():
-        raw = config.raw_bytes(array[:1])
-        write_atomic(model / WARMUP / config.warmup_name(array[:1]), raw)
+    _write_warmups(model, new)
     write_atomic(place, config.text(built).encode())
     drop_unnamed(model, [built] if before is None else [built, before])
+
+
+def _write_warmups(folder: Path, new: NewVersion) -> None:
+    for array in new.golden_inputs.values():
+        raw = config.raw_bytes(array[:1])
+        write_atomic(folder / WARMUP / config.warmup_name(array[:1]), raw)
 
 
 def drop_unnamed(model: Path, named_by: Sequence[pb.ModelConfig]) -> None:

@@ -5,15 +5,19 @@
 <repository>/<name>/<version>/...                      moved here when it has answered
 <repository>/<name>/config.pbtxt                       then admits it and no newer one
 
+Models that move together are changed one after the other, an ensemble after its steps: these admit
+the version that it names beside the next one until it has moved.
+
 The lock of the repository is held by whoever calls these.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -110,26 +114,27 @@ def sweep(place: Path, model: str) -> None:
             _remove(version, folder)
 
 
-def stage_new(place: Path, new: NewVersion) -> int:
-    """Write the next version as a candidate; its number."""
-    number = repository.next_number(place / new.settings.name)
-    _stage(
-        place,
-        new.settings.name,
-        number,
-        lambda folder: repository.fill_version(folder, new, number),
-    )
+def stage_new(place: Path, together: Sequence[NewVersion]) -> int:
+    """Write the next version of each model as a candidate; the number of all of them."""
+    number = max(repository.next_number(place / new.settings.name) for new in together)
+    for new in together:
+        _stage(
+            place,
+            new.settings.name,
+            number,
+            functools.partial(repository.fill_version, new=new, number=number),
+        )
     return number
 
 
-def stage_again(place: Path, model: str, number: int) -> None:
-    """Make a candidate of a version that is there: the same files under another name."""
-    source = place / model / str(number)
-    _stage(place, model, number, lambda folder: _linked(source, folder))
+def stage_again(place: Path, models: Sequence[str], number: int) -> None:
+    """Make candidates of versions that are there: the same files under other names."""
+    for model in models:
+        _stage(place, model, number, functools.partial(_linked, place / model / str(number)))
 
 
-def publish(place: Path, model: str, number: int) -> Before:
-    """Move the candidate into its model and admit it; how it was before."""
+def publish(place: Path, model: str, number: int, beside: int | None = None) -> Before:
+    """Move the candidate into its model and admit it, and `beside` as well; how it was before."""
     folder, source = place / model, place / candidate_of(model) / str(number)
     if not folder.is_dir():
         with _folder_for(place, model) as made:
@@ -142,18 +147,24 @@ def publish(place: Path, model: str, number: int) -> Before:
         _hold_still(folder)
         source.rename(folder / str(number))
         sync_folder(folder)
-        _describe(folder, number, stand.then(number), digests)
+        _describe(folder, number, stand.then(number), digests, beside)
     except BaseException:
         put_back(place, before)
         raise
     return before
 
 
-def serve_again(place: Path, model: str, number: int) -> Before:
-    """Admit a version that is there, and none that is newer; how it was before."""
+def serve_again(place: Path, model: str, number: int, beside: int | None = None) -> Before:
+    """Admit a version that is there, and none that is newer but `beside`; how it was before."""
     before, folder = _before(place, model), place / model
-    _describe(folder, number, standing(folder).then(number), _digests(folder))
+    _describe(folder, number, standing(folder).then(number), _digests(folder), beside)
     return before
+
+
+def leave(place: Path, model: str, number: int) -> bool:
+    """Admit no more what was beside a version that serves now; whether that changes anything."""
+    before = serve_again(place, model, number)
+    return (place / model / CONFIG).read_text(encoding="utf-8") != before.text
 
 
 def put_back(place: Path, before: Before) -> None:
@@ -172,6 +183,7 @@ def put_back(place: Path, before: Before) -> None:
         admit_only(found, admitted(found, numbers))
         tell(found, msgspec.structs.replace(stand, last=last))
         write_atomic(folder / CONFIG, config.text(found).encode())
+        repository.drop_unnamed(folder, [found])
     if before.added is not None:
         _remove(folder / str(before.added), folder)
 
@@ -204,6 +216,8 @@ def _stage(place: Path, model: str, number: int, fill: Callable[[Path], None]) -
         own.name = name
         admit_only(own, [number])
         tell(own, Standing())
+        for step in own.ensemble_scheduling.step:
+            step.model_name = candidate_of(step.model_name)
         for block in own.output:
             _keep_labels(block, version, place / model)
         _write_warmups(folder, version, own, place / model)
@@ -241,14 +255,26 @@ def _own(version: Path, fallback: Path) -> pb.ModelConfig:
 
 
 def _write_warmups(model: Path, version: Path, own: pb.ModelConfig, other: Path) -> None:
-    """The warm-up files that a version's configuration names, from its first golden sample."""
+    """The warm-up files that a version's configuration names: of its own, or `other`'s.
+
+    Raises:
+        RepositoryError: there is one neither here nor there.
+    """
     inputs, _ = golden(version)
     made = {config.warmup_name(a[:1]): config.raw_bytes(a[:1]) for a in inputs.values()}
     for file in repository.warmup_files(own):
         if (model / WARMUP / file).is_file():
             continue
-        content = made[file] if file in made else (other / WARMUP / file).read_bytes()
-        write_atomic(model / WARMUP / file, content)
+        for place in (version, other):
+            if file not in made and (place / WARMUP / file).is_file():
+                made[file] = (place / WARMUP / file).read_bytes()
+        if file not in made:
+            raise RepositoryError(
+                f"the warm-up file {file} of version {version.name} of {other.name!r}",
+                got="no such file, neither with the version nor with the model",
+                fix="deploy or package the bundle of that version again",
+            )
+        write_atomic(model / WARMUP / file, made[file])
 
 
 def _hold_still(folder: Path) -> None:
@@ -264,13 +290,20 @@ def _hold_still(folder: Path) -> None:
             write_atomic(path, config.text(found).encode())
 
 
-def _describe(folder: Path, number: int, stand: Standing, digests: dict[str, str]) -> None:
+def _describe(
+    folder: Path,
+    number: int,
+    stand: Standing,
+    digests: dict[str, str],
+    beside: int | None = None,
+) -> None:
     """Write what the version's configuration names, then that configuration."""
     version, path = folder / str(number), folder / CONFIG
     own = _own(version, path)
     latest = own.version_policy.latest.num_versions if own.HasField("version_policy") else 1
     there = [each for each in stand.served if (folder / str(each)).is_dir()]
-    admit_only(own, there[-max(1, latest) :])
+    more = {beside} if beside is not None and (folder / str(beside)).is_dir() else set()
+    admit_only(own, sorted({*there[-max(1, latest) :], *more}))
     tell(own, stand)
     found = origin(version)
     told = digests | ({str(number): found.artifact_sha256} if found else {})

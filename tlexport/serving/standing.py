@@ -73,3 +73,19 @@ def admit_only(found: pb.ModelConfig, numbers: Sequence[int]) -> None:
     found.version_policy.Clear()
     found.version_policy.specific.SetInParent()
     found.version_policy.specific.versions.extend(numbers)
+
+
+def admit_next(
+    built: pb.ModelConfig, before: pb.ModelConfig, numbers: Sequence[int], number: int
+) -> None:
+    """Have the configuration of the next version tell which served, and admit those alone.
+
+    Where the newest that are there did not all serve, "the latest" would bring back one that was
+    rolled back. Then those that serve now are admitted by number, until `number` is there, too.
+    """
+    keep = built.version_policy.latest.num_versions
+    stand = standing_of(before, numbers).then(number)
+    tell(built, stand)
+    if not set([each for each in numbers if each != number][-keep:]) <= set(stand.served):
+        there = number in numbers
+        admit_only(built, stand.served[-keep:] if there else admitted(before, numbers))

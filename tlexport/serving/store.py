@@ -88,8 +88,8 @@ def readable(place: Path | str, model: str | None = None) -> Iterator[Path]:
 
 
 def _around(model: str) -> Callable[[list[str]], list[str]]:
-    """A model, its candidate and its pipeline, of all that there are."""
-    mine = {model, candidate_of(model), *whole(model)}
+    """A model, its pipeline and their candidates, of all that there are."""
+    mine = {name for each in whole(model) for name in (each, candidate_of(each))}
     return lambda found: [name for name in found if name in mine]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Set
+from typing import Protocol
 
 import msgspec
 import numpy as np
@@ -13,16 +14,21 @@ from tlexport.options import RuntimeOptions
 from tlexport.reports import GateCheck, ParityReport
 from tlexport.runtimes import connect
 from tlexport.spec import ModelSpec, Tensors, rows
+from tlexport.stages._pipeline import NEAR
 from tlexport.stages._truth import SHARES, asked
 
 BATCHES = (1, 2, 8)
 """Rows to a request, and the largest batch beside them."""
 
-NEAR = 0.05
-"""Share of the scale within which two labels are as good as one, at most."""
+
+class Question(Protocol):
+    """Something that a model answers as the original does."""
+
+    def ask(self, where: str, model: str, version: str, name: str) -> list[GateCheck]:
+        """Ask a version of a model on a server; `name` says what was asked."""
 
 
-class Question(msgspec.Struct, frozen=True, kw_only=True):
+class ArrayQuestion(msgspec.Struct, frozen=True, kw_only=True):
     """Samples and the original's answers, and by what share of their scale a server may be off.
 
     `bundle` is None where the server's configuration shall tell the spec. `forgiven` are samples
@@ -37,11 +43,36 @@ class Question(msgspec.Struct, frozen=True, kw_only=True):
     largest: int
     forgiven: Set[int] = frozenset()
 
+    def ask(self, where: str, model: str, version: str, name: str) -> list[GateCheck]:
+        """Ask a version all samples in batches of several sizes.
 
-def of_bundle(home: Bundle, report: ParityReport, largest: int) -> Question:
+        Raises:
+            ServerError: a refusal in the server's words, or no answer in time.
+            SpecError: it answers something else than rows of its outputs.
+        """
+        if not self.inputs:
+            return []
+        options = RuntimeOptions(model=model, version=version)
+        runtime = connect(f"triton@{where}", self.bundle, options)
+        try:
+            found: list[GateCheck] = []
+            count = len(next(iter(self.inputs.values())))
+            for size in sizes(self.largest, count):
+                parts = [
+                    asked(runtime, runtime.spec, rows(self.inputs, few), len(few))
+                    for few in chunks(count, size)
+                ]
+                answers = {n: np.concatenate([part[n] for part in parts]) for n in parts[0]}
+                found += _judged(runtime.spec, self, answers, (name, size))
+            return found
+        finally:
+            runtime.close()
+
+
+def of_bundle(home: Bundle, report: ParityReport, largest: int) -> ArrayQuestion:
     """All golden samples of a bundle, judged by what was allowed when it was verified."""
     golden = home.golden()
-    return Question(
+    return ArrayQuestion(
         bundle=home,
         labels=len(home.spec.labels),
         inputs=golden.inputs,
@@ -52,44 +83,19 @@ def of_bundle(home: Bundle, report: ParityReport, largest: int) -> Question:
     )
 
 
-def ask(where: str, model: str, version: str, question: Question, name: str) -> list[GateCheck]:
-    """Ask a version all samples in batches of several sizes; `name` says what was asked.
-
-    Raises:
-        ServerError: a refusal in the server's words, or no answer in time.
-        SpecError: it answers something else than rows of its outputs.
-    """
-    if not question.inputs:
-        return []
-    runtime = connect(
-        f"triton@{where}", question.bundle, RuntimeOptions(model=model, version=version)
-    )
-    try:
-        found: list[GateCheck] = []
-        for size in _sizes(question):
-            parts = [
-                asked(runtime, runtime.spec, rows(question.inputs, few), len(few))
-                for few in _chunks(len(next(iter(question.inputs.values()))), size)
-            ]
-            answers = {n: np.concatenate([part[n] for part in parts]) for n in parts[0]}
-            found += _judged(runtime.spec, question, answers, (name, size))
-        return found
-    finally:
-        runtime.close()
-
-
-def _sizes(question: Question) -> list[int]:
-    count = len(next(iter(question.inputs.values())))
-    most = min(question.largest, count)
+def sizes(largest: int, count: int) -> list[int]:
+    """Rows to a request, of so many, one after the other."""
+    most = min(largest, count)
     return sorted({size for size in (*BATCHES, most) if size <= most})
 
 
-def _chunks(count: int, size: int) -> Iterator[np.ndarray]:
+def chunks(count: int, size: int) -> Iterator[np.ndarray]:
+    """The rows of each request: int [size], the last one may be shorter."""
     return (np.arange(at, min(at + size, count)) for at in range(0, count, size))
 
 
 def _judged(
-    spec: ModelSpec, question: Question, answers: Tensors, asked_as: tuple[str, int]
+    spec: ModelSpec, question: ArrayQuestion, answers: Tensors, asked_as: tuple[str, int]
 ) -> Iterator[GateCheck]:
     for name, want in question.outputs.items():
         got = answers[name]

@@ -12,16 +12,42 @@ import numpy as np
 from tlexport import plugins
 from tlexport.bundle import Bundle
 from tlexport.errors import BundleError, OptionError, ServerError
+from tlexport.options import PackageOptions
 from tlexport.runtimes import Runtime
 from tlexport.serving import pipeline
-from tlexport.spec import ModelSpec, rows
+from tlexport.spec import ModelSpec
 
-FOLDER = "golden"
-"""Folder of golden files in a version of a pipeline."""
+ROUNDED = 1e-6
+"""A probability in float32 may be off by that much more."""
+NEAR = 0.05
+"""Share of the scale within which two labels are as good as one, at most."""
+MOST = 700.0
+"""The largest exponent that a float64 holds."""
 
 
-def pipeline_for(home: Bundle, spec: ModelSpec, top: int, kept: int) -> pipeline.Pipeline:
-    """The pipeline around a model whose tensors are as `spec` says, with `kept` golden files.
+def pipeline_around(
+    home: Bundle, spec: ModelSpec, options: PackageOptions, before: int | None
+) -> pipeline.Pipeline | None:
+    """The pipeline around a version, with all golden files; None where it shall have none.
+
+    `before` is how many labels the one tells that is there already, if any.
+
+    Raises:
+        OptionError, BundleError: as from `pipeline_for`; or labels are asked for of no pipeline.
+    """
+    if before is None and not options.pipeline:
+        if options.top:
+            raise OptionError(
+                "--pipeline, or a model that has one, for --top",
+                got=f"--top {options.top} alone",
+                fix="pass --pipeline too, or leave --top out",
+            )
+        return None
+    return pipeline_for(home, spec, options.top or before or 1)
+
+
+def pipeline_for(home: Bundle, spec: ModelSpec, top: int) -> pipeline.Pipeline:
+    """The pipeline around a model whose tensors are as `spec` says, with all golden files.
 
     Raises:
         OptionError: raw files mean nothing to the model, it tells no labels, or not as many.
@@ -52,15 +78,14 @@ def pipeline_for(home: Bundle, spec: ModelSpec, top: int, kept: int) -> pipeline
         )
     _hold_inputs(home, spec, reader)
     golden = home.golden()
-    raw = tuple(home.raw(sample) for sample in golden.samples[:kept])
-    outputs = rows(golden.outputs, slice(0, kept))
-    decided = task.decide(home.spec, outputs)
+    raw = tuple(home.raw(sample) for sample in golden.samples)
+    decided = task.decide(home.spec, golden.outputs)
     return pipeline.Pipeline(
         reader=Path(str(reader.__file__)),
         files=home.files(),
         raw=raw,
         golden=pipeline.Golden(
-            raw=tuple(f"{FOLDER}/{file.name}" for file in raw),
+            raw=tuple(f"{pipeline.GOLDEN_FILES}/{file.name}" for file in raw),
             labels=tuple(tuple(spec.labels[n] for n in row[:top]) for row in decided.order),
             probabilities=tuple(tuple(map(float, row[:top])) for row in decided.probabilities),
             margins=tuple(float(row[0] - row[1:2].sum()) for row in decided.probabilities),
@@ -106,6 +131,40 @@ class Told:
     labels: tuple[str, ...]
     probabilities: tuple[float, ...]
     error: str = ""
+
+
+@dataclass(frozen=True)
+class Held:
+    """How far a served answer is off the golden one at its worst, and what is allowed there.
+
+    `same` says whether it tells the same label first, or one that is as good.
+    """
+
+    off: float
+    allowed: float
+    same: bool
+
+    @property
+    def fits(self) -> bool:
+        """Whether it is the golden answer; not-a-number is not within anything."""
+        return self.off <= self.allowed and self.same
+
+
+def held(golden: pipeline.Golden, row: int, told: Told, share: float) -> Held:
+    """A served answer against the golden one, of scores that may be off by a share of their scale.
+
+    Scores that are each off by e change a probability by a factor of up to exp(2 e).
+    """
+    want = np.array(golden.probabilities[row], np.float64)
+    got = np.array(told.probabilities, np.float64)
+    if got.shape != want.shape:
+        got = np.full_like(want, np.nan)
+    off = np.abs(got - want)
+    allowed = want * np.expm1(min(2 * share * golden.scale, MOST)) + ROUNDED
+    near = want[0] * np.expm1(min(2 * min(share, NEAR) * golden.scale, MOST)) + ROUNDED
+    worst = int(np.argmax(off / allowed))  # one that is not a number, if there is one
+    same = told.labels[:1] == golden.labels[row][:1] or golden.margins[row] <= near
+    return Held(float(off[worst]), float(allowed[worst]), bool(same))
 
 
 def raw_answers(runtime: Runtime, items: Sequence[bytes]) -> list[Told]:

@@ -19,7 +19,7 @@ from tlexport.runtimes import connect
 from tlexport.serving import pipeline
 from tlexport.spec import Tensors, cast
 from tlexport.stages._causes import PIPELINE, Case
-from tlexport.stages._pipeline import Told, raw_answers
+from tlexport.stages._pipeline import ROUNDED, Told, raw_answers
 from tlexport.stages._truth import one_by_one
 
 if TYPE_CHECKING:
@@ -28,8 +28,6 @@ if TYPE_CHECKING:
 BAD_ITEM = f"{PIPELINE}, a bad item"
 JUNK = b"\xff\xfe\xfd"
 """No picture, no sound and no UTF-8."""
-ROUNDED = 1e-6
-"""A probability in float32 may be off by that much more."""
 SAME = 1e-5
 """Share of the scale by which floating-point inputs of two builds of a decoder may differ."""
 CLEAR = 8.0

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from tlexport.bundle import Bundle
-from tlexport.errors import RepositoryError
 from tlexport.options import DeployOptions
 from tlexport.progress import Progress, silent
 from tlexport.reports import DeployReport
 from tlexport.serving import pipeline, repository, rollout, store
 from tlexport.serving.store import Store
 from tlexport.stages import _gate
-from tlexport.stages._change import Change
-from tlexport.stages._version import Proven, hold_rules, proven_version
+from tlexport.stages._change import Change, Move
+from tlexport.stages._pipeline import pipeline_around
+from tlexport.stages._raw_gate import RawQuestion
+from tlexport.stages._version import GOLDEN_KEPT, Proven, hold_rules, proven_version
 
 
 def deploy(
@@ -27,20 +29,21 @@ def deploy(
 
     The server loads it under another name and is asked the golden samples; only then does it
     replace the version in service, which is asked once more. Requests meanwhile are answered by
-    the one or the other. Read `passed`: where it is False the old version serves as before.
+    the one or the other. With a pipeline for raw files, asked for or there already, its models
+    change together, and the golden files are asked as well. Read `passed`: where it is False the
+    old version serves as before.
 
     Raises:
         ParityError: there is no passing parity report of this very file.
         OptionError, BundleError: as from `package`.
-        RepositoryError: another signature, a model with a pipeline, another repository than the
-            server's, or one that cannot be written.
+        RepositoryError: another signature, another repository than the server's, or one that
+            cannot be written.
         ServerError: nobody answers, or the server does not load what it is told to.
     """
     options = options or DeployOptions()
     home = bundle if isinstance(bundle, Bundle) else Bundle(bundle)
     proven = proven_version(home, options.packaging)
     repository.hold_names([proven.new])
-    hold_rules([proven.new], options.packaging.triton)
     change = Change(options.server, proven.new.settings.name, options.timeout_s)
     try:
         change.hold_server()
@@ -58,32 +61,33 @@ def _deployed(
     home: Bundle, proven: Proven, change: Change, work: Store, options: DeployOptions
 ) -> DeployReport:
     new, packaging = proven.new, options.packaging
-    if pipeline.there(work.folder, change.model) is not None:
-        raise RepositoryError(
-            f"a model without a pipeline around it, to change {change.model!r} alone",
-            got=f"{pipeline.pipeline_of(change.model)!r}, whose steps change together",
-            fix="run `tlexport package`, which makes all of them anew",
-        )
-    rollout.sweep(work.folder, change.model)
-    before = change.align(work)
-    if not packaging.allow_signature_change:
-        repository.hold_signature(work.folder / change.model, new)
-    number = rollout.stage_new(work.folder, new)
-    question = _gate.of_bundle(home, proven.report, packaging.max_batch or max(_gate.BATCHES))
-    fault = change.run(
-        work, number, question, lambda: rollout.publish(work.folder, change.model, number)
+    before = pipeline.there(work.folder, change.model)
+    made = pipeline_around(home, new.spec, packaging, before)
+    together = pipeline.around(new, pipeline.few(made, GOLDEN_KEPT)) if made else (new,)
+    repository.hold_names(together)
+    hold_rules(together, packaging.triton)
+    names = [each.settings.name for each in together]
+    change.sweep(work)
+    served = change.align(work, names)
+    for each in together if not packaging.allow_signature_change else ():
+        repository.hold_signature(work.folder / each.settings.name, each)
+    number = rollout.stage_new(work.folder, together)
+    move = Move(
+        names=names,
+        number=number,
+        questions=_questions(home, proven, made, packaging.max_batch or max(_gate.BATCHES)),
+        publish=lambda name, beside: rollout.publish(work.folder, name, number, beside),
     )
-    removed: tuple[int, ...] = ()
-    if fault is None and options.keep_on_disk:
-        removed = rollout.prune(work.folder, change.model, options.keep_on_disk)
-        work.push()
+    fault = change.run(work, move)
+    removed = _pruned(work, names, options.keep_on_disk) if fault is None else ()
     return DeployReport(
         repository=work.shown,
         server=change.where,
         model=change.model,
+        pipeline=names[-1] if made else "",
         version=number,
-        before=before,
-        served=number if fault is None else before,
+        before=served,
+        served=number if fault is None else served,
         artifact=proven.artifact.name,
         artifact_sha256=proven.artifact.sha256,
         checks=tuple(change.checks),
@@ -94,3 +98,30 @@ def _deployed(
         fault=fault,
         passed=fault is None,
     )
+
+
+def _questions(
+    home: Bundle, proven: Proven, made: pipeline.Pipeline | None, largest: int
+) -> dict[str, _gate.Question]:
+    """All golden samples for the model, and all golden files for the pipeline around it."""
+    name = proven.new.settings.name
+    arrays = _gate.of_bundle(home, proven.report, largest)
+    found: dict[str, _gate.Question] = {name: arrays}
+    if made is not None:
+        found[pipeline.pipeline_of(name)] = RawQuestion(
+            files=made.raw,
+            golden=made.golden,
+            share=arrays.share,
+            largest=arrays.largest,
+            forgiven=arrays.forgiven,
+        )
+    return found
+
+
+def _pruned(work: Store, names: Sequence[str], keep: int) -> tuple[int, ...]:
+    """Remove old versions from the disk, an ensemble's before those of its steps; which went."""
+    removed: set[int] = set()
+    for name in reversed(names) if keep else ():
+        removed.update(rollout.prune(work.folder, name, keep))
+        work.push()
+    return tuple(sorted(removed))

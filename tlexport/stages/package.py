@@ -5,12 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from tlexport.bundle import Bundle
-from tlexport.errors import OptionError
 from tlexport.options import PackageOptions
 from tlexport.progress import Progress, silent
 from tlexport.reports import PackageReport
 from tlexport.serving import config, pipeline, repository, store
-from tlexport.stages._pipeline import pipeline_for
+from tlexport.stages._pipeline import pipeline_around
 from tlexport.stages._version import GOLDEN_KEPT, hold_rules, proven_version
 
 
@@ -43,7 +42,9 @@ def package(
     settings = new.settings
     progress("package", 1, 2)
     with store.readable(place, settings.name) as folder:
-        together = _with_pipeline(home, new, folder, options)
+        before = pipeline.there(folder, settings.name)
+    made = pipeline_around(home, new.spec, options, before)
+    together = pipeline.around(new, pipeline.few(made, GOLDEN_KEPT)) if made else (new,)
     hold_rules(together, options.triton)
     with store.opened(place, settings.name, progress) as work:
         number = repository.install(work.folder, together, options.allow_signature_change)
@@ -66,23 +67,6 @@ def package(
     )
     home.write_report("package", found)
     return found
-
-
-def _with_pipeline(
-    home: Bundle, new: repository.NewVersion, place: Path, options: PackageOptions
-) -> tuple[repository.NewVersion, ...]:
-    """The version, with its pipeline around it where one is asked for or there already."""
-    before = pipeline.there(place, new.settings.name)
-    if before is None and not options.pipeline:
-        if options.top:
-            raise OptionError(
-                "--pipeline, or a model that has one, for --top",
-                got=f"--top {options.top} alone",
-                fix="pass --pipeline too, or leave --top out",
-            )
-        return (new,)
-    top = options.top or before or 1
-    return pipeline.around(new, pipeline_for(home, new.spec, top, GOLDEN_KEPT))
 
 
 def _files(model: Path, number: int) -> tuple[str, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from tlexport.errors import OptionError, RepositoryError
@@ -10,8 +11,9 @@ from tlexport.progress import Progress, silent
 from tlexport.reports import RollbackReport
 from tlexport.serving import pipeline, repository, rollout, store
 from tlexport.serving.store import Store
-from tlexport.stages._change import Change
-from tlexport.stages._gate import BATCHES, Question
+from tlexport.stages._change import Change, Move
+from tlexport.stages._gate import BATCHES, ArrayQuestion, Question
+from tlexport.stages._raw_gate import RawQuestion
 from tlexport.stages._truth import SHARES
 
 
@@ -24,11 +26,12 @@ def rollback(
     """Have the server serve the version before the one in service, with what belongs to it.
 
     That version is asked its golden samples under another name first, as in `deploy`. A second
-    time goes back one more. Read `passed`: where it is False all is as before.
+    time goes back one more. A pipeline around the model goes back with it. Read `passed`: where
+    it is False all is as before.
 
     Raises:
-        RepositoryError: no such model, nothing to go back to, a model with a pipeline, another
-            repository than the server's, or one that cannot be written.
+        RepositoryError: no such model, nothing to go back to, another repository than the
+            server's, or one that cannot be written.
         OptionError: there are several models and none was named.
         ServerError: nobody answers, or the server does not load what it is told to.
     """
@@ -47,39 +50,29 @@ def rollback(
 
 
 def _rolled_back(change: Change, work: Store) -> RollbackReport:
-    folder = work.folder / change.model
-    _hold_alone(change.model, work)
-    rollout.sweep(work.folder, change.model)
-    change.align(work)
-    served = rollout.standing(folder).served
-    if len(served) < 2:
-        there = ", ".join(map(str, repository.versions(folder))) or "none"
-        raise RepositoryError(
-            f"a version of {change.model!r} that served before {served[-1] if served else 'any'}",
-            got=f"none (versions there are: {there})",
-            fix="deploy the version you want: `tlexport deploy BUNDLE REPOSITORY`",
-        )
+    folder, names = work.folder, pipeline.moved_with(work.folder, change.model)
+    change.sweep(work)
+    change.align(work, names)
+    served = _served_by_all(folder, names)
     number, left = served[-2], served[:-2]
-    rollout.stage_again(work.folder, change.model, number)
-    inputs, outputs = rollout.golden(folder / str(number))
-    origin = rollout.origin(folder / str(number))
-    if not inputs:
+    rollout.stage_again(folder, names, number)
+    version = folder / change.model / str(number)
+    origin = rollout.origin(version)
+    questions = _questions(folder, names, change.model, number)
+    if not questions:
         change.notes.append(f"version {number} has no golden samples: loading is all it proved")
-    question = Question(
-        bundle=None,
-        labels=rollout.labels_of(folder / str(number)),
-        inputs=inputs,
-        outputs=outputs,
-        share=SHARES.get(origin.artifact.rpartition("-")[2] if origin else "fp32", SHARES["fp32"]),
-        largest=max(BATCHES),
+    move = Move(
+        names=names,
+        number=number,
+        questions=questions,
+        publish=lambda name, beside: rollout.serve_again(folder, name, number, beside),
     )
-    fault = change.run(
-        work, number, question, lambda: rollout.serve_again(work.folder, change.model, number)
-    )
+    fault = change.run(work, move)
     return RollbackReport(
         repository=work.shown,
         server=change.where,
         model=change.model,
+        pipeline=names[-1] if len(names) > 1 else "",
         before=served[-1],
         version=number,
         served=number if fault is None else served[-1],
@@ -92,10 +85,60 @@ def _rolled_back(change: Change, work: Store) -> RollbackReport:
     )
 
 
+def _served_by_all(place: Path, names: Sequence[str]) -> tuple[int, ...]:
+    """The versions that each of these has served, the last of them now.
+
+    Raises:
+        RepositoryError: there is none before the one in service.
+    """
+    *others, last = names
+    served = [
+        number
+        for number in rollout.standing(place / last).served
+        if all(number in repository.versions(place / name) for name in others)
+    ]
+    if len(served) < 2:
+        there = ", ".join(map(str, repository.versions(place / last))) or "none"
+        raise RepositoryError(
+            f"a version of {last!r} that served before {served[-1] if served else 'any'}",
+            got=f"none (versions there are: {there})",
+            fix="deploy the version you want: `tlexport deploy BUNDLE REPOSITORY`",
+        )
+    return tuple(served)
+
+
+def _questions(place: Path, names: Sequence[str], model: str, number: int) -> dict[str, Question]:
+    """What was kept with a version to be asked: golden samples, and files for its pipeline."""
+    version, last = place / model / str(number), place / names[-1] / str(number)
+    origin = rollout.origin(version)
+    share = SHARES.get(origin.artifact.rpartition("-")[2] if origin else "fp32", SHARES["fp32"])
+    inputs, outputs = rollout.golden(version)
+    golden = pipeline.golden_of(last)
+    found: dict[str, Question] = {}
+    if inputs:
+        found[model] = ArrayQuestion(
+            bundle=None,
+            labels=rollout.labels_of(version),
+            inputs=inputs,
+            outputs=outputs,
+            share=share,
+            largest=max(BATCHES),
+        )
+    if golden is not None:
+        found[names[-1]] = RawQuestion(
+            files=tuple(last / file for file in golden.raw),
+            golden=golden,
+            share=share,
+            largest=max(BATCHES),
+        )
+    return found
+
+
 def _chosen(place: Path | str, name: str | None) -> str:
-    found = store.names(place)
-    if name in found:
-        return str(name)
+    there = store.names(place)
+    found = sorted({pipeline.main_of(each, there) for each in there})
+    if name in there:
+        return pipeline.main_of(str(name), there)
     if name is not None:
         raise RepositoryError(
             f"a model {name!r} in {str(place)!r}",
@@ -109,12 +152,3 @@ def _chosen(place: Path | str, name: str | None) -> str:
             fix="pass --name NAME",
         )
     return found[0]
-
-
-def _hold_alone(model: str, work: Store) -> None:
-    if pipeline.there(work.folder, model) is not None:
-        raise RepositoryError(
-            f"a model without a pipeline around it, to change {model!r} alone",
-            got=f"{pipeline.pipeline_of(model)!r}, whose steps change together",
-            fix="run `tlexport package` with the older bundle, which makes all of them anew",
-        )

@@ -20,16 +20,13 @@ from tlexport.serving import choice, pipeline, remote, repository
 from tlexport.serving.lint import lint
 from tlexport.serving.server import Server
 from tlexport.spec import Tensors
-from tlexport.stages._pipeline import raw_answers
+from tlexport.stages._pipeline import held, raw_answers
 from tlexport.stages._truth import SHARES
 
 TOLERANCE = 1e-3
 """Largest difference from a golden answer, as a share of the outputs' scale: a smoke test of the
 served path, not the proof that `verify` gives. The original's answers are golden, so that a lower
 precision has its own share of room."""
-
-ROUNDED = 1e-6
-"""A probability in float32 may be off by that much more."""
 
 MOST_TOLD = 5
 """Findings that are told when the server refuses the repository."""
@@ -160,25 +157,20 @@ def _ask_raw(
     folder, model, version = place
     fix = "verify the bundle and package it again; a served file or the server is another"
     share = _tolerance(folder / model / version)
-    allowed = float(np.expm1(2 * share * golden.scale)) + ROUNDED
     runtime = connect(f"triton@{address}", None, RuntimeOptions(model=model, version=version))
     first, largest = "", 0.0
     try:
         for row, file in enumerate(golden.raw):
             (told,) = raw_answers(runtime, [(folder / model / version / file).read_bytes()])
-            off = np.abs(np.subtract(told.probabilities or np.nan, golden.probabilities[row])).max()
-            wanted = golden.labels[row]
-            same = told.labels[:1] == wanted[:1] or golden.margins[row] <= allowed
-            if not (off <= allowed and same):  # not-a-number is not within anything
-                labels, likely = told.labels, told.probabilities
-                got = told.error or f"{labels[0]!r} at {likely[0]:.4g}"
+            found = held(golden, row, told, share)
+            if not found.fits:
                 raise ServerError(
-                    f"{model!r} to answer {file!r} as when it was packaged: {wanted[0]!r} at "
-                    f"{golden.probabilities[row][0]:.4g}",
-                    got=got,
+                    f"{model!r} to answer {file!r} as when it was packaged: "
+                    f"{golden.labels[row][0]!r} at {golden.probabilities[row][0]:.4g}",
+                    got=told.error or f"{told.labels[0]!r} at {told.probabilities[0]:.4g}",
                     fix=fix,
                 )
-            first, largest = first or told.labels[0], max(largest, float(off))
+            first, largest = first or told.labels[0], max(largest, found.off)
     finally:
         runtime.close()
     return first, largest
