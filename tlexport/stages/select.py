@@ -269,11 +269,17 @@ def _report(data: Path, field: Field, found: Found) -> SelectReport:
         nearest=choice.nearest,
         command=command(entry, data, options) if entry is not None else "",
         skipped=found.part.skipped,
-        notes=(*field.known.notes, *choice.notes),
+        notes=(*field.known.notes, *_copies(field.known), *choice.notes),
         seconds=found.seconds,
         seed=options.seed,
         environment=environment(),
     )
+
+
+def _copies(known: Examples) -> tuple[str, ...]:
+    whole = [example.digest for example in (*known.train, *known.val)]
+    count = len(whole) - len(set(whole))
+    return (f"{count} files are copies of others (equal bytes) and not counted",) if count else ()
 
 
 def _rows(found: Found, options: SelectOptions) -> tuple[SelectRow, ...]:
