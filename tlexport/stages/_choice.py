@@ -1,4 +1,4 @@
-"""Which of the compared networks is chosen, and how to train it."""
+"""Which compared network is chosen, and how to train it."""
 
 from __future__ import annotations
 
