@@ -77,7 +77,10 @@ ADDRESSES = {
     "obstore": {"serving.remote"},
     "tritonclient": {"runtimes._wire", "serving"},
     "PIL": {"preprocess.image"},
-    "jinja2": {"stages._page", "stages._bench_page", "stages._tune_page", "serving.manifests"},
+    "jinja2": {
+        *("stages._page", "stages._bench_page", "stages._tune_page", "stages._select_page"),
+        "serving.manifests",
+    },
     "mlperf_loadgen": {"measure.scenarios"},
     "openvino": {"runtimes.openvino"},
     "pynvml": {"stages._gpus"},

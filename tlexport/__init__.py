@@ -3,6 +3,7 @@
 The verbs are functions of the same name as the commands:
 
     tlexport.run(data, output)             the whole job
+    tlexport.select(data)                  pre-trained networks compared on your examples
     tlexport.train(data, output)           labelled examples -> bundle
     tlexport.import_model(output, options) a model you already have -> bundle
     tlexport.evaluate(bundle, data)        how often a runtime is right
@@ -27,6 +28,7 @@ __version__ = "0.1.0"
 
 _PLACES = {
     "run": "tlexport.pipeline",
+    "select": "tlexport.stages.select",
     "train": "tlexport.stages.train",
     "import_model": "tlexport.stages.import_",
     "evaluate": "tlexport.stages.evaluate",

@@ -16,8 +16,8 @@ from tlexport import plugins
 from tlexport.errors import TlexportError
 
 ORDER = [
-    *("run", "train", "import", "evaluate", "export", "verify", "package", "lint", "serve"),
-    *("deploy", "rollback", "predict", "bench", "tune", "manifests"),
+    *("run", "select", "train", "import", "evaluate", "export", "verify", "package", "lint"),
+    *("serve", "deploy", "rollback", "predict", "bench", "tune", "manifests"),
 ]
 """The order of the work; any other command follows by name."""
 

@@ -16,6 +16,7 @@ PLUGINS = {
     "task": ("tasks", ""),
     "target": ("targets", ""),
     "backbone": ("backbones", "/"),
+    "backbones": ("backbones", "/"),
     "runtime": ("runtimes", "@"),
     "runtimes": ("runtimes", "@"),
     "reference": ("runtimes", "@"),

@@ -38,8 +38,8 @@ def wilson(correct: int, n: int) -> Interval:
     return Interval(value=share, low=low, high=high)
 
 
-def paired_difference(gained: int, lost: int, n: int) -> Interval:
-    """Difference of two shares over the same n trials, (gained - lost) / n, with its 95 % interval.
+def paired_difference(gained: int, lost: int, n: int, confidence: float = CONFIDENCE) -> Interval:
+    """Difference of two shares over the same n trials, (gained - lost) / n, with its interval.
 
     `gained` are the trials where only the first succeeded, `lost` where only the second did.
     Source: Agresti & Min, "Simple improved confidence intervals for comparing matched
@@ -47,7 +47,7 @@ def paired_difference(gained: int, lost: int, n: int) -> Interval:
     """
     if n == 0:
         return Interval(value=0.0, low=-1.0, high=1.0)
-    z = NormalDist().inv_cdf(0.5 + CONFIDENCE / 2)
+    z = NormalDist().inv_cdf(0.5 + confidence / 2)
     first, second, total = gained + 0.5, lost + 0.5, n + 2
     middle = (first - second) / total
     half = z * math.sqrt(first + second - (first - second) ** 2 / total) / total

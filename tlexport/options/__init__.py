@@ -18,6 +18,9 @@ from tlexport.options._manifests import hold_label as hold_label
 from tlexport.options._measuring import BenchOptions as BenchOptions
 from tlexport.options._measuring import Slo as Slo
 from tlexport.options._measuring import read_slo as read_slo
+from tlexport.options._selecting import Entry as Entry
+from tlexport.options._selecting import SelectOptions as SelectOptions
+from tlexport.options._selecting import read_entry as read_entry
 from tlexport.options._serving import LintOptions as LintOptions
 from tlexport.options._serving import PackageOptions as PackageOptions
 from tlexport.options._serving import RunOptions as RunOptions

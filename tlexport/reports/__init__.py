@@ -35,6 +35,9 @@ from tlexport.reports._parity import ParityReport as ParityReport
 from tlexport.reports._parity import ShapeParity as ShapeParity
 from tlexport.reports._parity import Walk as Walk
 from tlexport.reports._run import RunReport as RunReport
+from tlexport.reports._selecting import LeftOut as LeftOut
+from tlexport.reports._selecting import SelectReport as SelectReport
+from tlexport.reports._selecting import SelectRow as SelectRow
 from tlexport.reports._serving import LintFinding as LintFinding
 from tlexport.reports._serving import LintReport as LintReport
 from tlexport.reports._serving import ManifestsReport as ManifestsReport

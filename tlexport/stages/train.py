@@ -15,16 +15,12 @@ from tlexport.measure.stats import wilson
 from tlexport.options import TrainOptions
 from tlexport.progress import Progress, silent
 from tlexport.reports import TrainReport
+from tlexport.stages import _usable
 from tlexport.stages._output import model_name as model_name
 from tlexport.stages._output import refuse_existing
 from tlexport.tasks import Example, Examples
 from tlexport.training import features, finish, head
 from tlexport.training.split import split
-
-LISTED = 20
-
-LEAST_SPREAD = 1e-4
-"""Below it a head would multiply rounding errors (1e-7 of the features' size) until they show."""
 
 
 def train(
@@ -58,7 +54,7 @@ def train(
     features_s = time.perf_counter() - start
     kept = _kept(whole, found, skip_broken=options.skip_broken)
     parts = _parts(examples, found.values, kept)
-    _hold_apart(parts[0].values)
+    _usable.hold_apart(parts[0].values)
     start = time.perf_counter()
     best, trials = head.search(*parts, len(examples.labels), options, progress)
     report = TrainReport(
@@ -119,26 +115,9 @@ def _kept(
     """
     kept = np.ones(len(examples), dtype=bool)
     kept[list(found.broken)] = False
-    if found.broken and not skip_broken:
-        lines = [
-            f"{examples[row].source}: {why}" for row, why in list(found.broken.items())[:LISTED]
-        ]
-        more = len(found.broken) - len(lines)
-        raise DataError(
-            "files that can be read",
-            got=f"{len(found.broken)} broken of {len(examples)}:\n    "
-            + "\n    ".join(lines + ([f"... and {more} more"] if more else [])),
-            fix="mend or remove them, or pass --skip-broken to leave them out (what is done so far "
-            "is kept)",
-        )
-    wild = ~np.isfinite(found.values).all(axis=1) & kept
-    if wild.any():
-        raise DataError(
-            "finite features from the backbone",
-            got=f"NaN or infinity for {int(wild.sum())} files, such as "
-            f"{examples[int(wild.argmax())].source}",
-            fix="the weights are damaged or of another network: check --weights",
-        )
+    if not skip_broken:
+        _usable.hold_readable(examples, found.broken)
+    _usable.hold_finite(examples, found.values, kept)
     return kept
 
 
@@ -160,20 +139,3 @@ def _parts(
             fix="mend the broken files or add others",
         )
     return parts[0], parts[1]
-
-
-def _hold_apart(values: np.ndarray) -> None:
-    """Refuse features, float32 [examples, width], that are nearly the same for all examples.
-
-    Raises:
-        DataError: they vary by less than `LEAST_SPREAD` of their size.
-    """
-    size = float(np.sqrt(np.square(values, dtype=np.float64).mean()))
-    spread = float(np.sqrt(values.var(axis=0, dtype=np.float64).mean()))
-    if spread <= LEAST_SPREAD * size:
-        raise DataError(
-            "features that differ from example to example",
-            got=f"they vary by {spread / size if size else 0:.1g} of their size, as rounding does",
-            fix="untrained or damaged weights are the usual cause, or inputs that are all alike: "
-            "check --weights and the data",
-        )

@@ -16,7 +16,8 @@ The network takes the tensors of `spec.inputs` in order and answers those of `sp
 `preprocess` are numbers, and `files` what else preprocessing needs (a tokenizer), by name. RAW is
 the module of `preprocess/` that reads raw inputs, of which a served pipeline runs a copy; a task
 without one takes arrays. A task whose inputs differ in cost may say BUDGET, the most that the sizes
-of one batch may sum up to.
+of one batch may sum up to. CANDIDATES are the networks that `select` tries where none are named:
+some of each size.
 """
 
 from __future__ import annotations

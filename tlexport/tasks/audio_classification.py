@@ -23,6 +23,12 @@ from tlexport.tasks._pooling import MeanPool, SegmentPool
 
 NAME = "audio-classification"
 RAW = audio
+CANDIDATES = (
+    "transformers/openai/whisper-tiny",
+    "transformers/openai/whisper-base",
+    "transformers/facebook/wav2vec2-base-960h",
+    "transformers/MIT/ast-finetuned-audioset-10-10-0.4593",
+)
 
 MILLISECONDS = {"rate": 1000, "shortest": 0, "longest": 2**31}
 """Numbers with which `audio.length` tells a clip's milliseconds."""

@@ -22,6 +22,14 @@ from tlexport.tasks._linear import assemble as assemble
 
 NAME = "image-classification"
 RAW = image
+CANDIDATES = (
+    "torchvision/mobilenet_v3_small",
+    "torchvision/mobilenet_v3_large",
+    "timm/tf_efficientnet_lite0",
+    "torchvision/resnet18",
+    "torchvision/resnet50",
+    "torchvision/convnext_tiny",
+)
 
 IMAGES = _class_folders.Kind(suffixes=image.suffixes(), name="images")
 

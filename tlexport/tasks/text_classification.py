@@ -33,6 +33,13 @@ from tlexport.tasks._linear import assemble as assemble
 
 NAME = "text-classification"
 RAW = text
+CANDIDATES = (
+    "transformers/sentence-transformers/paraphrase-MiniLM-L3-v2",
+    "transformers/sentence-transformers/all-MiniLM-L6-v2",
+    "transformers/BAAI/bge-small-en-v1.5",
+    "transformers/distilbert/distilbert-base-uncased",
+    "transformers/sentence-transformers/all-mpnet-base-v2",
+)
 
 TEXTS = _class_folders.Kind(
     suffixes=text.suffixes(), name="texts", cost=lambda path: path.stat().st_size
