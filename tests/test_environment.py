@@ -10,6 +10,7 @@ import pytest
 
 from tlexport import environment
 from tlexport.environment import _cgroup_quota, cores, versions
+from tlexport.errors import OptionError
 
 
 @pytest.fixture
@@ -136,3 +137,79 @@ def test_an_unknown_cpu_overflows_nothing(tmp_path):
     assert not environment.saturates(tmp_path / "none")
     (tmp_path / "arm").write_text("processor\t: 0\nFeatures\t: asimd asimddp\n")
     assert not environment.saturates(tmp_path / "arm")
+
+
+@pytest.mark.parametrize(
+    ("variables", "expected"),
+    [
+        ({}, (0, 1, 0, 1)),
+        (
+            {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4"},
+            (5, 8, 1, 4),
+        ),
+        ({"RANK": "1", "WORLD_SIZE": "2"}, (1, 2, 0, 1)),
+        ({"RANK": "3"}, (0, 1, 0, 1)),
+        (
+            {
+                "SLURM_PROCID": "9",
+                "SLURM_STEP_NUM_TASKS": "11",
+                "SLURM_LOCALID": "1",
+                "SLURM_STEP_TASKS_PER_NODE": "4(x2),3",
+            },
+            (9, 11, 1, 4),
+        ),
+        ({"SLURM_PROCID": "0", "SLURM_NTASKS": "4"}, (0, 1, 0, 1)),  # the script of sbatch itself
+    ],
+)
+def test_a_launcher_tells_who_one_is(variables, expected):
+    found = environment.launch(variables)
+    assert (found.rank, found.count, found.local_rank, found.local_count) == expected
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [
+        {"RANK": "2", "WORLD_SIZE": "2"},
+        {"RANK": "one", "WORLD_SIZE": "2"},
+        {"RANK": "-1", "WORLD_SIZE": "2"},
+        {"RANK": "0", "WORLD_SIZE": "0"},
+    ],
+)
+def test_a_launcher_that_contradicts_itself_is_refused(variables):
+    with pytest.raises(OptionError, match=r"rank|number"):
+        environment.launch(variables)
+
+
+@pytest.mark.parametrize(
+    ("variables", "expected"),
+    [
+        ({"RANK": "0", "WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "4"}, 2),
+        ({"RANK": "0", "WORLD_SIZE": "16", "LOCAL_WORLD_SIZE": "16"}, 1),
+        ({"SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "4", "SLURM_CPUS_PER_TASK": "3"}, 3),
+        ({"SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "4", "SLURM_CPUS_PER_TASK": "32"}, 8),
+        (
+            {
+                "SLURM_PROCID": "0",
+                "SLURM_STEP_NUM_TASKS": "2",
+                "SLURM_STEP_TASKS_PER_NODE": "2",
+                "SLURM_CPUS_ON_NODE": "12",
+            },
+            6,
+        ),
+    ],
+)
+def test_processes_of_one_launch_share_the_cores(affinity, monkeypatch, variables, expected):
+    affinity(8, None)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert cores() == expected
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [("avx2 avx512_bf16", True), ("amx_bf16 avx2", True), ("avx2 avx512f", False)],
+)
+def test_a_cpu_that_multiplies_bf16_says_so(tmp_path, flags, expected):
+    (tmp_path / "cpuinfo").write_text(f"processor : 0\nflags\t\t: fpu {flags}\n")
+    assert environment.multiplies_bf16(tmp_path / "cpuinfo") is expected
+    assert not environment.multiplies_bf16(tmp_path / "none")

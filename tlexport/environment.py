@@ -5,9 +5,12 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
+from collections.abc import Mapping
 from pathlib import Path
 
 import msgspec
+
+from tlexport.errors import OptionError
 
 PACKAGES = (
     "tlexport",
@@ -37,6 +40,59 @@ class Environment(msgspec.Struct, frozen=True, kw_only=True):
     versions: dict[str, str]
 
 
+class Launch(msgspec.Struct, frozen=True, kw_only=True):
+    """Which process of one launch this is, of how many; the `local` ones share its machine."""
+
+    rank: int = 0
+    count: int = 1
+    local_rank: int = 0
+    local_count: int = 1
+
+    def __post_init__(self) -> None:
+        if not (0 <= self.rank < self.count and 0 <= self.local_rank < self.local_count):
+            raise OptionError(
+                "a launcher that gives each process a rank from 0 up to their number",
+                got=f"rank {self.rank} of {self.count}, "
+                f"{self.local_rank} of {self.local_count} on this machine",
+                fix="look at RANK, WORLD_SIZE, LOCAL_RANK and LOCAL_WORLD_SIZE, or unset them",
+            )
+
+
+TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+SLURM = ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID", "SLURM_STEP_TASKS_PER_NODE")
+"""What srun sets in each task; the script of sbatch itself, which is alone, has no step's."""
+
+
+def launch(variables: Mapping[str, str] | None = None) -> Launch:
+    """What torchrun or srun says in the environment; alone where neither does.
+
+    Raises:
+        OptionError: the variables are no numbers or contradict each other.
+    """
+    variables = os.environ if variables is None else variables
+    for names in (TORCHRUN, SLURM):
+        if not all(name in variables for name in names[:2]):
+            continue
+        rank, count, local_rank = (_whole(variables, name) for name in names[:3])
+        beside = variables.get(names[3], "1")
+        if names is SLURM:  # "4(x2),3": four on each of two machines, three on the last
+            beside = str(max(int(part.partition("(")[0]) for part in beside.split(",")))
+        local_count = max(local_rank + 1, _whole({names[3]: beside}, names[3]))
+        return Launch(rank=rank, count=count, local_rank=local_rank, local_count=local_count)
+    return Launch()
+
+
+def _whole(variables: Mapping[str, str], name: str) -> int:
+    text = variables.get(name, "0")
+    if not text.isdecimal():
+        raise OptionError(
+            f"a whole number in the variable {name}",
+            got=repr(text),
+            fix="let torchrun or srun set it, or unset it",
+        )
+    return int(text)
+
+
 def environment() -> Environment:
     """The environment of this process, read now."""
     return Environment(
@@ -62,11 +118,26 @@ def versions() -> dict[str, str]:
 def cores() -> int:
     """Whole cores this process may use: its affinity, cut by the cgroup's CPU quota; at least 1.
 
-    A quota of 1.5 cores counts as 1: a second busy thread would be throttled.
+    A quota of 1.5 cores counts as 1: a second busy thread would be throttled. Processes that were
+    launched together on a machine share it: each may use its part.
     """
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     quota = _cgroup_quota(Path("/sys/fs/cgroup"))
-    return max(1, int(min(allowed or 1, quota if quota is not None else float("inf"))))
+    whole = max(1, int(min(allowed or 1, quota if quota is not None else float("inf"))))
+    return max(1, min(whole, _share(whole)))
+
+
+def _share(whole: int) -> int:
+    """What one process of a launch takes of so many cores.
+
+    SLURM may have bound each task to its own cores already: what it granted says so.
+    """
+    beside = launch().local_count
+    if all(name in os.environ for name in SLURM[:2]) and "RANK" not in os.environ:
+        if each := os.environ.get("SLURM_CPUS_PER_TASK"):
+            return int(each)
+        return int(os.environ.get("SLURM_CPUS_ON_NODE", whole)) // beside
+    return whole // beside
 
 
 def saturates(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
@@ -75,12 +146,22 @@ def saturates(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
     x86 before VNNI (vpmaddubsw) does: weights must keep to 7 bits there. False where it is unknown
     what CPU this is, as on other systems and other architectures.
     """
+    flags = _flags(cpuinfo)
+    return "avx2" in flags and not {"avx512_vnni", "avx_vnni"} & flags
+
+
+def multiplies_bf16(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
+    """Whether this CPU multiplies bf16 itself (AMX or AVX512_BF16); without, it is slower."""
+    return bool({"amx_bf16", "avx512_bf16"} & _flags(cpuinfo))
+
+
+def _flags(cpuinfo: Path) -> set[str]:
     try:
         lines = cpuinfo.read_text().splitlines()
     except OSError:
-        return False
-    flags = next((line.partition(":")[2].split() for line in lines if line.startswith("flags")), [])
-    return "avx2" in flags and not {"avx512_vnni", "avx_vnni"} & set(flags)
+        return set()  # another system, of which nothing is known
+    found = (line.partition(":")[2].split() for line in lines if line.startswith("flags"))
+    return set(next(found, []))
 
 
 def _cgroup_quota(root: Path) -> float | None:

@@ -13,49 +13,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from counted_network import NUMBERS, asked, extraction
 
 from tlexport.options import TrainOptions
 from tlexport.progress import silent
-from tlexport.tasks import Example, Learner, image_classification
+from tlexport.tasks import Example, image_classification
 from tlexport.training import features
 from tlexport.training.features import Extraction, compute
-
-
-class Counting(torch.nn.Module):
-    """uint8 [batch, 16, 16, 3] -> the mean colour and a weight; counts what it is asked."""
-
-    def __init__(self, weight: float = 1.0) -> None:
-        super().__init__()
-        self.weight = torch.nn.Parameter(torch.tensor(weight))
-        self.rows = 0
-
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        self.rows += len(images)
-        return images.float().mean(dim=(1, 2)) * self.weight
-
-
-NUMBERS = {
-    "size": [16, 16],
-    "resize": [16, 16],
-    "mode": "shortest",
-    "interpolation": "bilinear",
-    "fill": [0, 0, 0],
-    "background": [255, 255, 255],
-}
-
-
-def extraction(cache: Path, weight: float = 1.0, batch: int = 8, **numbers) -> Extraction:
-    module = Counting(weight)
-    learner = Learner(
-        extractor=module, width=3, network={}, preprocess=NUMBERS | numbers, source="test"
-    )
-    return Extraction(task=image_classification, learner=learner, cache=cache, batch=batch)
-
-
-def asked(of: Extraction) -> int:
-    module = of.learner.extractor
-    assert isinstance(module, Counting)
-    return module.rows
 
 
 @pytest.fixture
@@ -177,21 +141,22 @@ def test_progress_starts_at_what_is_there_and_ends_at_all(scans, tmp_path, small
 def test_a_run_killed_in_the_middle_resumes_where_it_stopped(scans, tmp_path, small_shards):
     """kill -9 after the third of eight shards; what was whole is reused, the rest computed."""
     code = """
-        import os, signal, sys
+        import os, pathlib, signal, sys
         sys.path[:0] = sys.argv[1:2]
-        import test_features as t
+        import counted_network
+        from tlexport.tasks import image_classification
         from tlexport.training import features
         features.SHARD = 40
-        scans = t.image_classification.read(t.Path(sys.argv[2])).train
+        scans = image_classification.read(pathlib.Path(sys.argv[2])).train
         def tell(what, done, total=None):
             if done >= 140:
                 os.kill(os.getpid(), signal.SIGKILL)
-        t.compute(scans, t.extraction(t.Path(sys.argv[3])), tell)
+        features.compute(scans, counted_network.extraction(pathlib.Path(sys.argv[3])), tell)
     """
     root = str(scans[0].source.parents[1])
     command = [sys.executable, "-c", textwrap.dedent(code)]
     ran = subprocess.run(
-        [*command, str(Path(__file__).parent), root, str(tmp_path)],
+        [*command, str(Path(__file__).parents[1]), root, str(tmp_path)],
         capture_output=True,
         text=True,
         timeout=300,

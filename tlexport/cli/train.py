@@ -39,12 +39,14 @@ def command(data: Path, output: Path, as_json: bool, **values: Any) -> None:
         --backbone transformers/sentence-transformers/all-MiniLM-L6-v2
     """
     from tlexport.cli import _terminal
+    from tlexport.environment import launch
     from tlexport.stages.train import train
 
     options = record(TrainOptions, values, data=record(DataOptions, values))
     with _terminal.progress() as progress:
         report = train(data, output, options, progress=progress)
-    _terminal.show(report, as_json, draw)
+    if launch().rank == 0:
+        _terminal.show(report, as_json, draw)
 
 
 def draw(report: TrainReport, console: Console) -> None:
@@ -61,8 +63,9 @@ def draw(report: TrainReport, console: Console) -> None:
         markup=False,
     )
     console.print(
-        f"features {report.features_s:.1f} s ({report.features_reused} from the cache), "
-        f"head {report.head_s:.1f} s, {report.best.optimiser}, "
+        f"features {report.features_s:.1f} s ({report.features_reused} from the cache"
+        + (f", the others by {report.features_by}), " if report.features_by else "), ")
+        + f"head {report.head_s:.1f} s, {report.best.optimiser}, "
         f"learning rate {report.best.learning_rate:.2g}, "
         f"weight decay {report.best.weight_decay:.2g}, {report.best.epochs} epochs"
     )

@@ -62,6 +62,14 @@ class TrainOptions(msgspec.Struct, frozen=True, kw_only=True):
     batch: Annotated[
         int, Meta(description="examples per forward pass; 0: 8 on a CPU, 64 on a GPU", ge=0)
     ] = 0
+    feature_precision: Annotated[
+        Literal["auto", "fp32", "bf16"],
+        Meta(
+            description="what the frozen network computes in; auto: bf16 where the processor "
+            "multiplies it and the examples are many; both ask a sample first whether the head "
+            "stays within a point of accuracy"
+        ),
+    ] = "auto"
     class_weights: Annotated[
         bool, Meta(description="weigh each class by the inverse of its share")
     ] = False

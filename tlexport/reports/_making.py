@@ -22,7 +22,10 @@ class TrialReport(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class TrainReport(msgspec.Struct, frozen=True, kw_only=True):
-    """What fine-tuning reached; `accuracy` is of the validation part, which chose the trial."""
+    """What fine-tuning reached; `accuracy` is of the validation part, which chose the trial.
+
+    `features_by` is the runtime that computed what was not in the cache, "" where all was.
+    """
 
     bundle: str
     task: str
@@ -38,6 +41,7 @@ class TrainReport(msgspec.Struct, frozen=True, kw_only=True):
     notes: tuple[str, ...]
     features_reused: int
     features_s: float
+    features_by: str = ""  # reports of before there were others do not say
     head_s: float
     seed: int
     val_fraction: float = 0.2  # reports of before there was the field do not say

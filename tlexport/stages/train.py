@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from tlexport import plugins
+from tlexport.environment import launch
 from tlexport.errors import BundleError, DataError
 from tlexport.files import atomic_folder, cache_folder, text_of
 from tlexport.measure.stats import wilson
@@ -16,6 +17,7 @@ from tlexport.options import TrainOptions
 from tlexport.progress import Progress, silent
 from tlexport.reports import TrainReport
 from tlexport.stages import _usable
+from tlexport.stages._extractor import in_onnxruntime
 from tlexport.stages._output import model_name as model_name
 from tlexport.stages._output import refuse_existing
 from tlexport.tasks import Example, Examples
@@ -32,6 +34,9 @@ def train(
 ) -> TrainReport:
     """Fit a head on the frozen backbone's features, and write the bundle `output`.
 
+    Of several processes that were launched together (torchrun, srun) each computes its part of the
+    features, fits the same head on all of them, and the first writes the bundle.
+
     Raises:
         OptionError: the task, backbone or weights are not to be had.
         DataError: the examples are not usable; broken files are listed, all of them.
@@ -39,14 +44,21 @@ def train(
     """
     options = options or TrainOptions()
     output = Path(output)
-    refuse_existing(output, force=options.force)
+    first = launch().rank == 0
+    if first:
+        refuse_existing(output, force=options.force)
     refuse_inside(output, Path(data))
     task = plugins.load("tasks", options.task)
     read = task.read(Path(data), options.data)
     examples = split(read, fraction=options.val_fraction, seed=options.seed)
     learner = task.learner(options, examples)
     extraction = features.Extraction(
-        task=task, learner=learner, cache=cache_folder() / "features", batch=options.batch
+        task=task,
+        learner=learner,
+        cache=cache_folder() / "features",
+        batch=options.batch,
+        precision=options.feature_precision,
+        faster=in_onnxruntime(task, learner),
     )
     start = time.perf_counter()
     whole = (*examples.train, *examples.val)
@@ -71,13 +83,16 @@ def train(
         best=best.report,
         trials=trials,
         skipped=tuple(f"{text_of(whole[row].source)}: {why}" for row, why in found.broken.items()),
-        notes=(*examples.notes, *learner.notes),
+        notes=(*examples.notes, *learner.notes, *found.notes),
         features_reused=found.reused,
         features_s=features_s,
+        features_by=found.runtime,
         head_s=time.perf_counter() - start,
         seed=options.seed,
         val_fraction=options.val_fraction,
     )
+    if not first:
+        return report
     val = [example for row, example in enumerate(whole) if kept[row]][len(parts[0].labels) :]
     model = finish.Model(
         task=task,

@@ -19,7 +19,7 @@ from tlexport.bundle import Artifact, Bundle
 from tlexport.errors import ExportError
 from tlexport.options import ExportOptions
 from tlexport.serving.releases import Release, release
-from tlexport.spec import ModelSpec, TensorSpec
+from tlexport.spec import ModelSpec, Tensors, TensorSpec
 from tlexport.targets._attention import in_four_dimensions
 from tlexport.targets._brain import Brain
 from tlexport.targets._file import Form, artifact, readable, strip
@@ -34,7 +34,7 @@ from tlexport.targets._reasons import (
     reason,
     untraceable,
 )
-from tlexport.targets._session import Session
+from tlexport.targets._session import Session, save
 
 PRECISIONS: dict[str, Callable[[Wish], Lowering]] = {"fp16": Half, "bf16": Brain, "int8": Int8}
 
@@ -100,11 +100,28 @@ def trace(bundle: Bundle, wanted: Release | None) -> torch.onnx.ONNXProgram:
     Raises:
         ExportError: it cannot be traced, or an axis came out constant.
     """
-    network = networks.network(bundle)
-    golden, inputs = bundle.golden().inputs, bundle.spec.inputs
+    return _traced(networks.network(bundle), bundle.spec, bundle.golden().inputs, wanted)
+
+
+def part(network: torch.nn.Module, spec: ModelSpec, samples: Tensors, folder: Path) -> Session:
+    """A network that is in no bundle, as ONNX Runtime runs it: its file is written to `folder`.
+
+    `samples` are two rows or more of each input of `spec`.
+
+    Raises:
+        ExportError: it cannot be traced, or ONNX Runtime does not load it.
+    """
+    model = _traced(network, spec, samples, None).model_proto
+    return Session(save(model, folder / "part.onnx"))
+
+
+def _traced(
+    network: torch.nn.Module, spec: ModelSpec, rows: Tensors, wanted: Release | None
+) -> torch.onnx.ONNXProgram:
+    inputs = spec.inputs
     picked = [0, -1] if all(tensor.batched for tensor in inputs) else [0]
-    samples = tuple(torch.from_numpy(golden[tensor.name][picked]) for tensor in inputs)
-    axes = {axis for spec in inputs for axis in spec.shape if isinstance(axis, str)}
+    samples = tuple(torch.from_numpy(rows[tensor.name][picked]) for tensor in inputs)
+    axes = {axis for tensor in inputs for axis in tensor.shape if isinstance(axis, str)}
     try:
         with _quiet(), in_four_dimensions(), conditions() as watched:
             program = torch.onnx.export(
@@ -113,16 +130,16 @@ def trace(bundle: Bundle, wanted: Release | None) -> torch.onnx.ONNXProgram:
                 dynamo=True,
                 verbose=False,
                 opset_version=_opset_for(wanted),
-                input_names=[spec.name for spec in inputs],
-                output_names=[spec.name for spec in bundle.spec.outputs],
-                dynamic_shapes=_dynamic(bundle.spec, network),
+                input_names=[tensor.name for tensor in inputs],
+                output_names=[tensor.name for tensor in spec.outputs],
+                dynamic_shapes=_dynamic(spec, network),
             )
     except Exception as error:  # the exporter raises whatever the traced code raises
         raise untraceable(error, axes) from error
     assert program is not None
     assert program.exported_program is not None
-    _hold_signature(program.model_proto, bundle.spec, watched)
-    hold_ranges(program.exported_program, bundle.spec, watched)
+    _hold_signature(program.model_proto, spec, watched)
+    hold_ranges(program.exported_program, spec, watched)
     return program
 
 
