@@ -168,6 +168,7 @@ def test_a_backbone_source_lists_builds_and_refuses(name: str, tiny_bert: Path) 
 
 
 TASK = {
+    "augment": ["inputs", "strength", "generator"],
     "read": ["root", "choice", "known"],
     "load": ["sources", "preprocess", "files"],
     "learner": ["options", "examples"],

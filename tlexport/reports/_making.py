@@ -8,9 +8,11 @@ from tlexport.reports._interval import Interval
 
 
 class TrialReport(msgspec.Struct, frozen=True, kw_only=True):
-    """One setting of the head search and what it reached on the validation part.
+    """One setting of the search and what it reached on the validation part.
 
     `epochs` are passes over the training part: AdamW's until its best, L-BFGS's iterations.
+    `unfreeze` is what trained besides the head, `augment` how strongly inputs were changed;
+    `pruned` trials were stopped because others had been better by then.
     """
 
     optimiser: str = "AdamW"  # reports of before there were others do not say
@@ -19,6 +21,9 @@ class TrialReport(msgspec.Struct, frozen=True, kw_only=True):
     epochs: int
     val_loss: float
     val_accuracy: float
+    unfreeze: str = "head"  # as all trials of before there was a choice
+    augment: float = 0.0
+    pruned: bool = False
 
 
 class TrainReport(msgspec.Struct, frozen=True, kw_only=True):

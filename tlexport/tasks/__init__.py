@@ -11,13 +11,15 @@ A file of this folder offers
     probes(spec, inputs, most) -> list[Probe]            questions of other sizes for `verify`
     decide(spec, outputs) -> Decisions                   what the outputs say of each row
     scorer(spec) -> Scorer                               how often that is right
+    augment(inputs, strength, generator) -> inputs       the same inputs seen otherwise, to train on
 
 The network takes the tensors of `spec.inputs` in order and answers those of `spec.outputs`.
 `preprocess` are numbers, and `files` what else preprocessing needs (a tokenizer), by name. RAW is
 the module of `preprocess/` that reads raw inputs, of which a served pipeline runs a copy; a task
 without one takes arrays. A task whose inputs differ in cost may say BUDGET, the most that the sizes
 of one batch may sum up to. CANDIDATES are the networks that `select` tries where none are named:
-some of each size.
+some of each size. `augment` takes and gives tensors by their names in `spec.inputs`; a strength of
+0 changes nothing, 1 is the most, and a task that has no such change refuses any other.
 """
 
 from __future__ import annotations

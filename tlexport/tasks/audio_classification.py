@@ -15,7 +15,16 @@ from tlexport.errors import OptionError
 from tlexport.options import DataOptions, TrainOptions
 from tlexport.preprocess import audio
 from tlexport.spec import ModelSpec, Probe, TensorSpec
-from tlexport.tasks import Examples, Learner, Loaded, Source, _class_folders, _frozen, _linear
+from tlexport.tasks import (
+    Examples,
+    Learner,
+    Loaded,
+    Source,
+    _augment_clips,
+    _class_folders,
+    _frozen,
+    _linear,
+)
 from tlexport.tasks._classify import decide as decide
 from tlexport.tasks._classify import scorer as scorer
 from tlexport.tasks._linear import assemble as assemble
@@ -202,6 +211,16 @@ def probes(spec: ModelSpec, inputs: dict[str, np.ndarray], most: int) -> list[Pr
         )
     )
     return asked
+
+
+def augment(
+    inputs: dict[str, torch.Tensor], strength: float, generator: torch.Generator
+) -> dict[str, torch.Tensor]:
+    """Clips at other levels, in noise and with gaps: float32 [batch, samples]; the mask stays."""
+    made = _augment_clips.augment(
+        inputs["samples"], inputs.get("attention_mask"), strength, generator
+    )
+    return {**inputs, "samples": made}
 
 
 def _own(inputs: dict[str, np.ndarray], row: int) -> np.ndarray:

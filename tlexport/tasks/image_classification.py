@@ -15,7 +15,16 @@ from tlexport.errors import OptionError
 from tlexport.options import DataOptions, TrainOptions
 from tlexport.preprocess import image
 from tlexport.spec import ModelSpec, Probe, TensorSpec
-from tlexport.tasks import Examples, Learner, Loaded, Source, _class_folders, _frozen, _linear
+from tlexport.tasks import (
+    Examples,
+    Learner,
+    Loaded,
+    Source,
+    _augment_images,
+    _class_folders,
+    _frozen,
+    _linear,
+)
 from tlexport.tasks._classify import decide as decide
 from tlexport.tasks._classify import scorer as scorer
 from tlexport.tasks._linear import assemble as assemble
@@ -119,6 +128,13 @@ def network(bundle: Bundle) -> torch.nn.Module:
 def probes(spec: ModelSpec, inputs: dict[str, np.ndarray], most: int) -> list[Probe]:
     """None: every image has one size."""
     return []
+
+
+def augment(
+    inputs: dict[str, torch.Tensor], strength: float, generator: torch.Generator
+) -> dict[str, torch.Tensor]:
+    """Images cropped, mirrored and in other light: uint8 [batch, height, width, 3]."""
+    return {"images": _augment_images.augment(inputs["images"], strength, generator)}
 
 
 def _extractor(pretrained: Pretrained, numbers: dict[str, Any]) -> torch.nn.Module:

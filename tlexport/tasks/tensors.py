@@ -25,6 +25,7 @@ from tlexport.tasks import (
     _class_folders,
     _classify,
 )
+from tlexport.tasks._augment_nothing import augment as augment
 
 NAME = "tensors"
 ARRAYS = _class_folders.Kind(suffixes={".npz", ".npy"}, name="arrays")

@@ -27,6 +27,7 @@ from tlexport.tasks import (
     _sequences,
     _tables,
 )
+from tlexport.tasks._augment_nothing import augment as augment
 from tlexport.tasks._classify import decide as decide
 from tlexport.tasks._classify import scorer as scorer
 from tlexport.tasks._linear import assemble as assemble
