@@ -62,6 +62,7 @@ ADDRESSES = {
     },
     "torchvision": {"backbones.torchvision", "tasks._augment_images"},
     "peft": {"training.lora"},
+    "lightning": {"training"},
     "timm": {"backbones.timm"},
     "torchmetrics": {"tasks"},
     "transformers": {"backbones", "importers"},
@@ -79,7 +80,13 @@ ADDRESSES = {
     "tritonclient": {"runtimes._wire", "serving"},
     "PIL": {"preprocess.image"},
     "jinja2": {
-        *("stages._page", "stages._bench_page", "stages._tune_page", "stages._select_page"),
+        *(
+            "stages._page",
+            "stages._bench_page",
+            "stages._tune_page",
+            "stages._train_page",
+            "stages._select_page",
+        ),
         "serving.manifests",
     },
     "mlperf_loadgen": {"measure.scenarios"},

@@ -11,7 +11,13 @@ import pytest
 from tlexport import options
 from tlexport.checks import check_name
 from tlexport.errors import OptionError
-from tlexport.options import BenchOptions, RuntimeOptions, ServeOptions, TrainOptions
+from tlexport.options import (
+    AdaptOptions,
+    BenchOptions,
+    RuntimeOptions,
+    ServeOptions,
+    TrainOptions,
+)
 
 RECORDS = [
     record
@@ -115,7 +121,7 @@ def test_records_cannot_be_changed():
 
 def test_augment_is_refused_with_the_reason():
     with pytest.raises(OptionError, match="--augment") as caught:
-        TrainOptions(augment=True)
+        TrainOptions(adapt=AdaptOptions(augment=0.5))
     assert "features are computed once" in caught.value.fix
 
 

@@ -223,12 +223,6 @@ def test_odd_names_of_files_travel(few, tmp_path):
         assert bundle.raw(sample).is_file()
 
 
-def test_augment_is_refused_with_the_reason(few, tmp_path):
-    with pytest.raises(OptionError, match="--augment") as caught:
-        quick(few, tmp_path / "b", augment=True)
-    assert "features are computed once" in caught.value.fix
-
-
 def test_weights_that_are_not_numbers_are_refused(few, tmp_path):
     from tlexport.backbones import timm as source
 

@@ -11,6 +11,7 @@ from sklearn.datasets import load_digits
 from tlexport.errors import BundleError, OptionError
 from tlexport.progress import silent
 from tlexport.reports import TrialReport
+from tlexport.training.better import badness
 from tlexport.training.trials import Found, Hopeless, Plan, Setting, Space, depths, search
 
 SPACE = Space(
@@ -60,7 +61,8 @@ def training(
             with torch.inference_mode():
                 answer = network(inputs[300:])
                 losses.append(float(torch.nn.functional.cross_entropy(answer, targets[300:])))
-            if hopeless(epoch, losses[-1]):
+            right = float((answer.argmax(1) == targets[300:]).float().mean())
+            if hopeless(epoch, badness(losses[-1], right)):
                 pruned = True
                 break
         return TrialReport(
@@ -68,7 +70,7 @@ def training(
             weight_decay=setting.weight_decay,
             epochs=losses.index(min(losses)) + 1,
             val_loss=min(losses),
-            val_accuracy=float((answer.argmax(1) == targets[300:]).float().mean()),
+            val_accuracy=right,
             unfreeze=setting.unfreeze,
             augment=setting.augment,
             pruned=pruned,
@@ -95,9 +97,9 @@ def test_the_best_of_all_is_found_and_the_hopeless_are_stopped(
     assert asked[0] == SPACE.first
     assert len(found.trials) == len(asked) == 14
     ended = [trial for trial in found.trials if not trial.pruned]
-    assert found.report == min(ended, key=lambda trial: trial.val_loss)
+    assert found.report == min(ended, key=lambda t: badness(t.val_loss, t.val_accuracy))
     assert found.best == asked[found.trials.index(found.report)]
-    assert found.report.val_loss < found.trials[0].val_loss
+    assert found.report.val_accuracy >= found.trials[0].val_accuracy
     assert 0 < len(ended) < 14
     assert {setting.unfreeze for setting in asked} <= {"head", "last-1", "last-2"}
     assert all(0 <= setting.augment <= 0.5 for setting in asked)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import types
 import typing
 from collections.abc import Callable
@@ -42,13 +43,19 @@ def flags(record: type[msgspec.Struct], *, but: tuple[str, ...] = ()) -> Callabl
     """Add one flag per field of `record` (less `but`): name, type, default and help are its own."""
 
     def add(command: Command) -> Any:
-        hints = typing.get_type_hints(record, include_extras=True)
+        hints = _hints(record)
         for field in reversed(msgspec.structs.fields(record)):
             if field.name not in but:
                 command = _flag(field.name, hints[field.name], field.default)(command)
         return command
 
     return add
+
+
+@functools.cache
+def _hints(record: type[msgspec.Struct]) -> dict[str, Any]:
+    """Evaluated annotations: several commands have a record's flags, and this is what they cost."""
+    return typing.get_type_hints(record, include_extras=True)
 
 
 def record(kind: type[Record], values: dict[str, Any], **more: Any) -> Record:

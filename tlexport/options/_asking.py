@@ -71,7 +71,7 @@ class EvaluateOptions(msgspec.Struct, frozen=True, kw_only=True):
     skip_broken: Annotated[
         bool, Meta(description="leave unreadable files out, naming and counting them")
     ] = False
-    data: DataOptions = DataOptions()
+    data: DataOptions = msgspec.field(default_factory=DataOptions)
 
     def __post_init__(self) -> None:
         check(self)
@@ -137,7 +137,7 @@ class VerifyOptions(msgspec.Struct, frozen=True, kw_only=True):
         bool,
         Meta(description="walk the graph node by node even where it passes; a failure always is"),
     ] = False
-    columns: DataOptions = DataOptions()
+    columns: DataOptions = msgspec.field(default_factory=DataOptions)
 
     def __post_init__(self) -> None:
         check(self)

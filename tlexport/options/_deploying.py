@@ -19,7 +19,7 @@ Wait = Annotated[float, Meta(description="longest wait for the server to load it
 class DeployOptions(msgspec.Struct, frozen=True, kw_only=True):
     """Which server shall prove and serve a version, and how it is packaged."""
 
-    packaging: PackageOptions = PackageOptions()
+    packaging: PackageOptions = msgspec.field(default_factory=PackageOptions)
     server: Server = "localhost:8001"
     timeout_s: Wait = 120.0
     keep_on_disk: Annotated[

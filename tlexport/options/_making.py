@@ -9,6 +9,9 @@ from msgspec import Meta
 
 from tlexport.checks import check, check_name
 from tlexport.errors import OptionError
+from tlexport.options._adapting import AdaptOptions
+
+HEAD_TRIALS = 8
 
 
 class DataOptions(msgspec.Struct, frozen=True, kw_only=True):
@@ -52,9 +55,12 @@ class TrainOptions(msgspec.Struct, frozen=True, kw_only=True):
         float, Meta(description="share held out, where there is no val/ folder", gt=0, lt=1)
     ] = 0.2
     trials: Annotated[
-        int,
-        Meta(description="settings of the head's optimiser to try", ge=1),
-    ] = 8
+        Annotated[int, Meta(ge=1)] | None,
+        Meta(
+            description="settings to try: of the head's optimiser (8), or, where weights are "
+            "adapted, of rates, depth and augmentation (1)"
+        ),
+    ] = None
     epochs: Annotated[int, Meta(description="most passes over the features per trial", ge=1)] = 60
     patience: Annotated[
         int, Meta(description="epochs without a better validation loss before a stop", ge=1)
@@ -76,9 +82,6 @@ class TrainOptions(msgspec.Struct, frozen=True, kw_only=True):
     skip_broken: Annotated[
         bool, Meta(description="leave unreadable files out, naming and counting them")
     ] = False
-    augment: Annotated[
-        bool, Meta(description="not possible while features are cached; refused with the reason")
-    ] = False
     golden: Annotated[
         int, Meta(description="held-out inputs kept in the bundle as golden samples", ge=1)
     ] = 32
@@ -98,19 +101,23 @@ class TrainOptions(msgspec.Struct, frozen=True, kw_only=True):
         Meta(description="seconds of a clip at most; 0: the longest, as far as it goes", ge=0),
     ] = 0
     force: Annotated[bool, Meta(description="replace an existing bundle")] = False
-    data: DataOptions = DataOptions()
+    data: DataOptions = msgspec.field(default_factory=DataOptions)
+    adapt: AdaptOptions = msgspec.field(default_factory=AdaptOptions)
 
     def __post_init__(self) -> None:
         check(self)
-        if self.augment:
-            raise OptionError(
-                "no --augment with a frozen backbone",
-                got="--augment",
-                fix="leave it out: features are computed once and kept, so each image has exactly "
-                "one feature vector and a random crop or flip would never be seen again",
-            )
         if self.name is not None:
             check_name(self.name)
+
+    @property
+    def head_trials(self) -> int:
+        """Settings of the head's optimiser to try."""
+        return HEAD_TRIALS if self.trials is None or self.adapt.active else self.trials
+
+    @property
+    def adapt_trials(self) -> int:
+        """Settings of an adaptation to try."""
+        return self.trials or 1
 
 
 class ImportOptions(msgspec.Struct, frozen=True, kw_only=True):
@@ -228,7 +235,7 @@ class ExportOptions(msgspec.Struct, frozen=True, kw_only=True):
         ),
     ] = 0
     force: Annotated[bool, Meta(description="replace an artifact that is still current")] = False
-    table: DataOptions = DataOptions()
+    table: DataOptions = msgspec.field(default_factory=DataOptions)
 
     def __post_init__(self) -> None:
         check(self)

@@ -107,7 +107,7 @@ class SelectOptions(msgspec.Struct, frozen=True, kw_only=True):
     seed: Annotated[
         int, Meta(description="fixes examples, folds, turns and draws", ge=0, le=2**32 - 1)
     ] = 0
-    data: DataOptions = DataOptions()
+    data: DataOptions = msgspec.field(default_factory=DataOptions)
 
     def __post_init__(self) -> None:
         check(self)

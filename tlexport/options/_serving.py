@@ -112,7 +112,7 @@ class ServeOptions(msgspec.Struct, frozen=True, kw_only=True):
 class RunOptions(msgspec.Struct, frozen=True, kw_only=True):
     """The main job's own choices, and how to fine-tune."""
 
-    training: TrainOptions = TrainOptions()
+    training: TrainOptions = msgspec.field(default_factory=TrainOptions)
     repository: Annotated[str, Meta(description="the Triton model repository to install into")] = (
         "model_repository"
     )

@@ -19,8 +19,10 @@ from tlexport.reports._deploying import GateCheck as GateCheck
 from tlexport.reports._deploying import RollbackReport as RollbackReport
 from tlexport.reports._interval import Interval as Interval
 from tlexport.reports._making import AccuracyCost as AccuracyCost
+from tlexport.reports._making import AdaptReport as AdaptReport
 from tlexport.reports._making import BackbonesReport as BackbonesReport
 from tlexport.reports._making import Candidate as Candidate
+from tlexport.reports._making import EpochReport as EpochReport
 from tlexport.reports._making import ExportReport as ExportReport
 from tlexport.reports._making import ImportReport as ImportReport
 from tlexport.reports._making import PrecisionReport as PrecisionReport

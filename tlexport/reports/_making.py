@@ -26,6 +26,44 @@ class TrialReport(msgspec.Struct, frozen=True, kw_only=True):
     pruned: bool = False
 
 
+class EpochReport(msgspec.Struct, frozen=True, kw_only=True):
+    """A pass over the training part while weights are adapted.
+
+    `loss` is the mean of the steps', with augmentation and smoothing; `learning_rate` the highest
+    of the last step.
+    """
+
+    epoch: int
+    loss: float
+    val_loss: float
+    val_accuracy: float
+    learning_rate: float
+    seconds: float
+
+
+class AdaptReport(msgspec.Struct, frozen=True, kw_only=True):
+    """What trained besides the head; `blocks` of the backbone's `of_blocks`, input side first.
+
+    `best_epoch` is the one whose weights the bundle has, 0 where none was better than the frozen
+    head, whose loss and accuracy stand beside. `batch` is of all `processes` together.
+    """
+
+    unfreeze: str
+    blocks: tuple[str, ...]
+    of_blocks: int
+    trained_parameters: int
+    parameters: int
+    batch: int
+    precision: str
+    processes: int
+    best_epoch: int
+    epochs: tuple[EpochReport, ...]
+    frozen_val_loss: float
+    frozen_val_accuracy: float
+    adapt_s: float = 0.0
+    resumed: bool = False
+
+
 class TrainReport(msgspec.Struct, frozen=True, kw_only=True):
     """What fine-tuning reached; `accuracy` is of the validation part, which chose the trial.
 
@@ -50,6 +88,7 @@ class TrainReport(msgspec.Struct, frozen=True, kw_only=True):
     head_s: float
     seed: int
     val_fraction: float = 0.2  # reports of before there was the field do not say
+    adapted: AdaptReport | None = None
 
 
 class ImportReport(msgspec.Struct, frozen=True, kw_only=True):

@@ -5,23 +5,27 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from types import ModuleType
+from typing import NamedTuple
 
 import numpy as np
 
 from tlexport import plugins
 from tlexport.environment import launch
 from tlexport.errors import BundleError, DataError
-from tlexport.files import atomic_folder, cache_folder, text_of
+from tlexport.files import atomic_folder, cache_folder, text_of, write_atomic
 from tlexport.measure.stats import wilson
 from tlexport.options import TrainOptions
 from tlexport.progress import Progress, silent
 from tlexport.reports import TrainReport
 from tlexport.stages import _usable
+from tlexport.stages._adapted import Fitted, adapted, csv_of
 from tlexport.stages._extractor import in_onnxruntime
 from tlexport.stages._output import model_name as model_name
 from tlexport.stages._output import refuse_existing
-from tlexport.tasks import Example, Examples
-from tlexport.training import features, finish, head
+from tlexport.stages._train_page import page
+from tlexport.tasks import Example, Examples, Learner
+from tlexport.training import adapt, features, finish, head
 from tlexport.training.split import split
 
 
@@ -33,6 +37,9 @@ def train(
     progress: Progress = silent,
 ) -> TrainReport:
     """Fit a head on the frozen backbone's features, and write the bundle `output`.
+
+    Where `options.adapt` says so the network's own weights are fitted as well, from there on. A run
+    that was killed meanwhile goes on where it was, and ends with the same weights.
 
     Of several processes that were launched together (torchrun, srun) each computes its part of the
     features, fits the same head on all of them, and the first writes the bundle.
@@ -48,6 +55,7 @@ def train(
     if first:
         refuse_existing(output, force=options.force)
     refuse_inside(output, Path(data))
+    adapt.hold(options)
     task = plugins.load("tasks", options.task)
     read = task.read(Path(data), options.data)
     examples = split(read, fraction=options.val_fraction, seed=options.seed)
@@ -67,8 +75,12 @@ def train(
     kept = _kept(whole, found, skip_broken=options.skip_broken)
     parts = _parts(examples, found.values, kept)
     _usable.hold_apart(parts[0].values)
+    usable = [example for row, example in enumerate(whole) if kept[row]]
+    count = len(parts[0].labels)
+    ground = _Ground(task, learner, examples.labels, usable[:count], usable[count:], parts)
     start = time.perf_counter()
-    best, trials = head.search(*parts, len(examples.labels), options, progress)
+    fitted = _fitted(ground, output, options, progress)
+    head_s = time.perf_counter() - start - (fitted.adapted.adapt_s if fitted.adapted else 0)
     report = TrainReport(
         bundle=str(output),
         task=options.task,
@@ -77,33 +89,70 @@ def train(
         labels=examples.labels,
         train_examples=len(parts[0].labels),
         val_examples=len(parts[1].labels),
-        accuracy=wilson(
-            round(best.report.val_accuracy * len(parts[1].labels)), len(parts[1].labels)
-        ),
-        best=best.report,
-        trials=trials,
+        accuracy=wilson(round(fitted.best.val_accuracy * len(ground.val)), len(ground.val)),
+        best=fitted.best,
+        trials=fitted.trials,
         skipped=tuple(f"{text_of(whole[row].source)}: {why}" for row, why in found.broken.items()),
         notes=(*examples.notes, *learner.notes, *found.notes),
         features_reused=found.reused,
         features_s=features_s,
         features_by=found.runtime,
-        head_s=time.perf_counter() - start,
+        head_s=head_s,
         seed=options.seed,
         val_fraction=options.val_fraction,
+        adapted=fitted.adapted,
     )
-    if not first:
-        return report
-    val = [example for row, example in enumerate(whole) if kept[row]][len(parts[0].labels) :]
+    if first:
+        _write(ground, fitted, report, options)
+    return report
+
+
+class _Ground(NamedTuple):
+    """What a head is fitted on: usable examples, and the features of both parts."""
+
+    task: ModuleType
+    learner: Learner
+    labels: tuple[str, ...]
+    train: Sequence[Example]
+    val: Sequence[Example]
+    parts: tuple[head.Labelled, head.Labelled]
+
+
+def _fitted(ground: _Ground, output: Path, options: TrainOptions, progress: Progress) -> Fitted:
+    """A head on the frozen features, and where it is asked for the network's weights from there."""
+    classes = len(ground.labels)
+    best, trials = head.search(*ground.parts, classes, options, progress)
+    if not options.adapt.active:
+        return Fitted(best.head, best.report, trials)
+    work = adapt.Work(
+        task=ground.task,
+        learner=ground.learner,
+        head=best.head,
+        frozen=best.report,
+        train=ground.train,
+        val=ground.val,
+        class_weights=head.weights_of(ground.parts[0].labels, classes, options),
+        options=options,
+    )
+    return adapted(work, output, progress)
+
+
+def _write(ground: _Ground, fitted: Fitted, report: TrainReport, options: TrainOptions) -> None:
+    """The bundle, whole or not at all; what a killed run would have gone on from goes after it."""
+    output, task = Path(report.bundle), ground.task
     model = finish.Model(
         task=task,
-        spec=task.spec(options.name or model_name(output), examples.labels, learner),
-        learner=learner,
-        network=task.assemble(learner, best.head),
+        spec=task.spec(options.name or model_name(output), ground.labels, ground.learner),
+        learner=ground.learner,
+        network=task.assemble(ground.learner, fitted.head),
     )
-    golden = finish.golden_of(val, options.golden, options.seed)
+    golden = finish.golden_of(ground.val, options.golden, options.seed)
     with atomic_folder(output, replace=options.force) as folder:
-        finish.write(folder, model, golden).write_report("train", report)
-    return report
+        place = finish.write(folder, model, golden).write_report("train", report)
+        if report.adapted is not None:
+            write_atomic(place.with_suffix(".html"), page(report).encode())
+            write_atomic(place.with_suffix(".csv"), csv_of(report.adapted.epochs))
+    fitted.forget()
 
 
 def refuse_inside(output: Path, data: Path) -> None:

@@ -14,6 +14,9 @@ from tlexport.options import TrainOptions
 from tlexport.progress import Progress
 from tlexport.reports import TrialReport
 
+Head = torch.nn.Linear
+"""float32 [batch, width] -> logits: float32 [batch, classes]."""
+
 FIRST = {"learning_rate": 3e-3, "weight_decay": 1e-2}
 """Tried before the search draws: a setting that is seldom far off on standardised features."""
 
@@ -70,7 +73,8 @@ def search(
         )
         for part in (train, val)
     ]
-    weight = _class_weights(train.labels, classes) if options.class_weights else None
+    counted = weights_of(train.labels, classes, options)
+    weight = torch.from_numpy(counted.astype(np.float32)) if options.class_weights else None
     few = parts[0].values.numel() * classes <= EXACT
     fits: list[Fit] = []
 
@@ -83,7 +87,7 @@ def search(
             decay = trial.suggest_float("weight_decay", 1e-4, 1.0, log=True)
             setting = _Setting(classes, rate, decay, weight)
             fits.append(_fit(parts[0], parts[1], setting, options))
-        progress("head", len(fits), options.trials)
+        progress("head", len(fits), options.head_trials)
         return fits[-1].report.val_loss
 
     threads = torch.get_num_threads()
@@ -94,7 +98,7 @@ def search(
     for penalty in PENALTIES if few else ():
         study.enqueue_trial({"optimiser": "L-BFGS", "penalty": penalty})
     try:
-        study.optimize(objective, n_trials=options.trials)
+        study.optimize(objective, n_trials=options.head_trials)
     finally:
         torch.set_num_threads(threads)
     best = min(fits, key=lambda fit: fit.report.val_loss)
@@ -150,7 +154,7 @@ def _fit(train: Part, val: Part, setting: _Setting, options: TrainOptions) -> Fi
         with torch.inference_mode():
             logits = head(val.values)
             loss = float(loss_of(logits, val.labels))
-            accuracy = float((logits.argmax(1) == val.labels).float().mean())
+            accuracy = float((logits.argmax(1) == val.labels).double().mean())
         if loss < best_loss:
             best = {name: tensor.clone() for name, tensor in head.state_dict().items()}
             best_loss, best_accuracy, best_epoch = loss, accuracy, epoch
@@ -198,7 +202,7 @@ def _solve(train: Part, val: Part, setting: _Setting) -> Fit:
             weight_decay=setting.weight_decay,
             epochs=int(optimiser.state[head.weight]["n_iter"]),
             val_loss=float(loss_of(logits, val.labels)),
-            val_accuracy=float((logits.argmax(1) == val.labels).float().mean()),
+            val_accuracy=float((logits.argmax(1) == val.labels).double().mean()),
         )
     return Fit(head=head, report=report)
 
@@ -227,10 +231,16 @@ def _statistics(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return mean, np.maximum(std, least if least > 0 else 1.0)
 
 
-def _class_weights(labels: np.ndarray, classes: int) -> torch.Tensor:
-    """Examples / (classes x examples of the class): 1 where all shares are equal."""
+def weights_of(labels: np.ndarray, classes: int, options: TrainOptions) -> np.ndarray:
+    """What an example of each class counts: float64 [classes].
+
+    With `class_weights` examples / (classes x examples of the class), which is 1 where all shares
+    are equal; else 1.
+    """
+    if not options.class_weights:
+        return np.ones(classes)
     counts = np.bincount(labels, minlength=classes)
-    return torch.tensor(len(labels) / (classes * np.maximum(counts, 1)), dtype=torch.float32)
+    return len(labels) / (classes * np.maximum(counts, 1))
 
 
 def _folded(head: torch.nn.Linear, mean: np.ndarray, std: np.ndarray) -> torch.nn.Linear:

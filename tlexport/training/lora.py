@@ -64,6 +64,15 @@ def merge(extractor: torch.nn.Module) -> None:
         vars(module).pop("peft_config", None)
 
 
+def hold() -> None:
+    """Refuse before anything is computed what would be refused later.
+
+    Raises:
+        MissingDependency: peft is not installed.
+    """
+    _peft()
+
+
 def _peft() -> Any:
     try:
         import peft

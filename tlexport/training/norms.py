@@ -9,26 +9,19 @@ import torch
 
 from tlexport.training.blocks import Block
 
-LEAST_BATCH = 16
-"""Below it the statistics of a batch are too noisy to normalise by: with 8 per device the error on
-ImageNet rises by a point or more (Wu and He, "Group Normalization", 2018, figure 1)."""
-
 MOMENTUM = 0.1
 REMEMBERED = 10
-"""Running statistics move by a tenth of the difference at each step, or, where an epoch has more
-than a hundred steps, by ten over their number (Kornblith et al., "Do Better ImageNet Models
-Transfer Better?", 2019, appendix). Some pre-trained networks come with 0.01, and would after fifty
-steps still answer by the statistics of other data; one batch alone must not decide them either."""
+"""Running statistics of a network that starts from random weights move by a tenth of the difference
+at each step, or, where an epoch has more than a hundred steps, by ten over their number (Kornblith
+et al., "Do Better ImageNet Models Transfer Better?", 2019, appendix). Some networks come with 0.01,
+and would after fifty steps still answer by the statistics they started with; one batch alone must
+not decide them either."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Pace:
-    """`batch` examples per step, `steps` per epoch; `fresh`: the weights are random.
+    """`steps` per epoch; `fresh`: the weights are random, and their statistics none to keep."""
 
-    Statistics of a random network are none to keep, however small the batch is.
-    """
-
-    batch: int
     steps: int
     fresh: bool = False
 
@@ -46,9 +39,10 @@ def hold(extractor: torch.nn.Module, trained: Sequence[Block], pace: Pace) -> No
     To be called whenever something has called `train()`. What is frozen neither drops units nor
     moves its statistics: it answers as it will when served. That holds for the modules around the
     blocks, too: there libraries skip whole layers or mask their inputs by random numbers of their
-    own, and GoogLeNet answers with its auxiliary heads. In trained blocks a BatchNorm
-    normalises by the batch, and moves its statistics at the pace of the data, or, where batches
-    are small, by the statistics it came with; its scale and shift train in either case.
+    own, and GoogLeNet answers with its auxiliary heads. A BatchNorm of a pre-trained network keeps
+    the statistics it came with and trains its scale and shift: the head was fitted on what it
+    answers by them, and a batch's own, or those of a small set of data, would undo that (the
+    usual advice, as in Keras's guide to transfer learning).
     """
     extractor.eval()
     for block in trained:
@@ -56,7 +50,7 @@ def hold(extractor: torch.nn.Module, trained: Sequence[Block], pace: Pace) -> No
             extractor.get_submodule(name).train()
     for module in extractor.modules():
         if isinstance(module, torch.nn.modules.batchnorm._BatchNorm) and module.training:
-            if pace.batch < LEAST_BATCH and not pace.fresh:
+            if not pace.fresh:
                 module.eval()
             elif module.momentum is not None:
                 module.momentum = min(MOMENTUM, REMEMBERED / max(1, pace.steps))

@@ -18,6 +18,7 @@ from optuna.trial import TrialState
 from tlexport.errors import BundleError, OptionError
 from tlexport.progress import Progress
 from tlexport.reports import TrialReport
+from tlexport.training.better import badness
 
 RESULT = "result"
 RANDOM = 4
@@ -74,8 +75,7 @@ class Found:
 
 
 Hopeless = Callable[[int, float], bool]
-"""Told an epoch (from 1) and its validation loss: whether to stop, as others were better by then.
-"""
+"""Told an epoch (from 1) and its badness: whether to stop, as others were better by then."""
 
 Run = Callable[[Setting, Hopeless], TrialReport]
 """One trial; it must come out the same whenever it is run with the same setting."""
@@ -95,7 +95,7 @@ def search(run: Run, space: Space, plan: Plan, progress: Progress) -> Found:
 
     A setting follows from the seed and what the trials before it came to, which the file keeps: a
     search that was interrupted goes on as if it had not been. A trial that was killed is run anew.
-    The best is the one with the lowest validation loss among those that ran to their end.
+    The best is the one with the fewest wrong answers among those that ran to their end.
 
     Raises:
         BundleError: the file is damaged.
@@ -119,7 +119,7 @@ def search(run: Run, space: Space, plan: Plan, progress: Progress) -> Found:
         if report.pruned or not math.isfinite(report.val_loss):
             study.tell(trial, state=TrialState.PRUNED)
         else:
-            study.tell(trial, report.val_loss)
+            study.tell(trial, badness(report.val_loss, report.val_accuracy))
     progress("trials", len(done), plan.trials)
     return _found(done, space)
 
@@ -185,8 +185,8 @@ def _parameters(setting: Setting, space: Space) -> dict[str, float | int]:
 
 
 def _watch(trial: optuna.Trial) -> Hopeless:
-    def hopeless(epoch: int, val_loss: float) -> bool:
-        trial.report(val_loss, epoch)
+    def hopeless(epoch: int, value: float) -> bool:
+        trial.report(value, epoch)
         return bool(trial.should_prune())
 
     return hopeless
@@ -201,7 +201,9 @@ def _found(done: list[optuna.trial.FrozenTrial], space: Space) -> Found:
             got=f"none of {len(done)}",
             fix="pass a lower --learning-rate, or check --weights",
         )
-    best = min(whole, key=lambda place: reports[place].val_loss)
+    best = min(
+        whole, key=lambda place: badness(reports[place].val_loss, reports[place].val_accuracy)
+    )
     values = done[best].params
     setting = Setting(
         learning_rate=values["learning_rate"],

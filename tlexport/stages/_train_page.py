@@ -1,0 +1,88 @@
+"""How an adaptation went, as a page for people."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from tlexport.reports import AdaptReport, TrainReport
+
+TEMPLATE = Path(__file__).with_name("train.html.j2")
+WIDTH, HEIGHT, MARGIN = 720, 240, 44
+
+
+def page(report: TrainReport) -> str:
+    """One self-contained HTML page: curves of loss and accuracy as SVG, every epoch and trial."""
+    assert report.adapted is not None
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
+    return template.render(
+        report=report, adapted=report.adapted, charts=[_losses(report.adapted), _right(report)]
+    )
+
+
+def _losses(adapted: AdaptReport) -> dict[str, Any]:
+    return _chart(
+        "loss",
+        {
+            "training": [(epoch.epoch, epoch.loss) for epoch in adapted.epochs],
+            "validation": [
+                (0, adapted.frozen_val_loss),
+                *((epoch.epoch, epoch.val_loss) for epoch in adapted.epochs),
+            ],
+        },
+        adapted.best_epoch,
+    )
+
+
+def _right(report: TrainReport) -> dict[str, Any]:
+    assert report.adapted is not None
+    adapted = report.adapted
+    points = [(epoch.epoch, epoch.val_accuracy) for epoch in adapted.epochs]
+    return _chart(
+        "validation accuracy",
+        {"validation": [(0, adapted.frozen_val_accuracy), *points]},
+        adapted.best_epoch,
+    )
+
+
+def _chart(name: str, lines: dict[str, Sequence[tuple[int, float]]], best: int) -> dict[str, Any]:
+    """Lines over epochs in pixels; what is not finite is left out."""
+    values = [y for line in lines.values() for _, y in line if y == y and abs(y) != float("inf")]
+    low, high = min(values), max(values)
+    room = (high - low) * 0.05 or 0.05
+    low, high = low - room, high + room
+    last = max([x for line in lines.values() for x, _ in line] + [1])
+
+    def across(epoch: float) -> float:
+        return round(MARGIN + (WIDTH - 2 * MARGIN) * epoch / last, 1)
+
+    def height(value: float) -> float:
+        return round(HEIGHT - MARGIN - (HEIGHT - 2 * MARGIN) * (value - low) / (high - low), 1)
+
+    drawn = [
+        {
+            "kind": kind,
+            "points": " ".join(f"{across(x)},{height(y)}" for x, y in line if low <= y <= high),
+        }
+        for kind, line in lines.items()
+    ]
+    ticks = [low + (high - low) * part / 4 for part in range(5)]
+    step = max(1, last // 10)
+    return {
+        "name": name,
+        "width": WIDTH,
+        "height": HEIGHT,
+        "left": MARGIN,
+        "right": WIDTH - MARGIN,
+        "foot": HEIGHT - MARGIN,
+        "lines": drawn,
+        "best": across(best),
+        "rows": [{"y": height(tick), "label": f"{tick:.3g}"} for tick in ticks],
+        "columns": [{"x": across(x), "label": str(x)} for x in range(0, last + 1, step)],
+    }

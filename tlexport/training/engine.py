@@ -1,0 +1,378 @@
+"""Lightning's loop over a network whose weights are adapted."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import logging
+import math
+import signal
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import lightning
+import msgspec
+import numpy as np
+import torch
+
+from tlexport.environment import cores, launch, multiplies_bf16
+from tlexport.errors import MissingDependency, OptionError
+from tlexport.options import AdaptOptions
+from tlexport.progress import Progress
+from tlexport.reports import EpochReport
+from tlexport.training import norms
+from tlexport.training.better import badness
+from tlexport.training.blocks import Block
+from tlexport.training.checkpoint import Checkpoints
+from tlexport.training.groups import Rates, groups
+from tlexport.training.stream import Draws, Source, Stream
+
+SEGMENT = 100
+"""Steps between two checkpoints at most: what a killed run loses."""
+
+
+class State(msgspec.Struct):
+    """Where a run is: all that a checkpoint holds beside weights and the optimiser's moments.
+
+    `best` is the epoch whose weights are kept, 0 for the frozen head's; `since` counts the epochs
+    from then on. The running sums are of the epoch under way.
+    """
+
+    best: int
+    best_loss: float
+    best_accuracy: float
+    epochs: list[EpochReport] = msgspec.field(default_factory=list)
+    loss_sum: float = 0.0
+    steps: int = 0
+    seconds: float = 0.0
+    pruned: bool = False
+    over: bool = False
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Run:
+    """A network to fit and how; `trained` are blocks of `found`, `extractor` is the network's."""
+
+    network: torch.nn.Module
+    extractor: torch.nn.Module
+    found: tuple[Block, ...]
+    trained: tuple[Block, ...]
+    train: Source
+    val: Source
+    options: AdaptOptions
+    rates: Rates
+    augment: float
+    seed: int
+    patience: int
+    fresh: bool
+    frozen: tuple[float, float]
+    """Validation loss and accuracy of the frozen head, which the run starts from."""
+
+
+Hopeless = Callable[[int, float], bool]
+
+
+class Adapting(lightning.LightningModule):
+    """The step, the validation and the schedule of a run.
+
+    One of Lightning's epochs is a segment of one of ours, so that checkpoints lie where its loops
+    begin and end.
+    """
+
+    def __init__(self, run: Run, checkpoints: Checkpoints, told: _Told) -> None:
+        super().__init__()
+        self.network = run.network
+        self.run_ = run
+        self.told = told
+        self.checkpoints = checkpoints
+        loss, accuracy = run.frozen
+        self.state = State(best=0, best_loss=loss, best_accuracy=accuracy)
+        self.segments = -(-len(run.train.steps(run.seed, 1)) // SEGMENT)
+        self._sums = torch.zeros(3, dtype=torch.float64)
+        self._steps: tuple[int, list[np.ndarray]] = (0, [])
+
+    @property
+    def place(self) -> tuple[int, int]:
+        """Our epoch, from 1, and the segment within it."""
+        epoch, segment = divmod(self.trainer.current_epoch, self.segments)
+        return epoch + 1, segment
+
+    def train_dataloader(self) -> Stream:
+        """The segment's steps: they follow from seed and epoch, whatever was before."""
+        epoch, segment = self.place
+        if self._steps[0] != epoch:
+            self._steps = epoch, self.run_.train.steps(self.run_.seed, epoch)
+        steps = self._steps[1]
+        first, end = (len(steps) * at // self.segments for at in (segment, segment + 1))
+        draws = Draws(self.run_.seed, epoch, first, self.run_.augment)
+        self._draws, self._first = draws, first
+        return self.run_.train.stream(steps[first:end], draws)
+
+    def val_dataloader(self) -> Stream:
+        """Every held-out example once, as it is; each process has its part."""
+        return self.run_.val.stream(self.run_.val.sorted())
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """AdamW with a rate for each depth; `_rate` moves them all."""
+        head = self.network.head
+        assert isinstance(head, torch.nn.Module)
+        made = groups(head, self.run_.extractor, self.run_.found, self.run_.rates)
+        for group in made:
+            group["highest"] = group["lr"]
+        return torch.optim.AdamW(made, lr=self.run_.rates.learning_rate)
+
+    def on_train_epoch_start(self) -> None:
+        """What is frozen answers as it will when served."""
+        pace = norms.Pace(steps=max(1, len(self._steps[1])), fresh=self.run_.fresh)
+        self.network.train()
+        norms.hold(self.run_.extractor, self.run_.trained, pace)
+        self._began = time.monotonic()
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """The step's rate and its random numbers (dropout), whenever it is run."""
+        epoch, _ = self.place
+        done = epoch - 1 + (self._first + batch_idx) / len(self._steps[1])
+        factor = self._factor(done / self.run_.options.adapt_epochs)
+        for group in self.optimizers().param_groups:  # type: ignore[union-attr]
+            group["lr"] = group["highest"] * factor
+        torch.manual_seed(self._draws.of(batch_idx, self.run_.train.rank))
+
+    def _factor(self, share: float) -> float:
+        """Linear warm-up, then a half cosine to 0 (Loshchilov and Hutter, "SGDR", 2017)."""
+        warmup = self.run_.options.warmup
+        if share < warmup:
+            return (share + 1e-3) / (warmup + 1e-3)
+        return 0.5 * (1 + math.cos(math.pi * (share - warmup) / (1 - warmup)))
+
+    def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+        """The share of the step's loss that this process's examples have."""
+        inputs, labels, share = batch
+        logits = self.network(*inputs).float()
+        each = torch.nn.functional.cross_entropy(
+            logits, labels, reduction="none", label_smoothing=self.run_.options.label_smoothing
+        )
+        loss: torch.Tensor = (each * share).sum()
+        self.state.loss_sum += float(loss.detach())
+        self.state.steps += 1
+        epoch, _ = self.place
+        self.told.step((epoch - 1) * len(self._steps[1]) + self._first + batch_idx + 1)
+        return loss * self.run_.train.count  # processes average their gradients
+
+    def on_validation_epoch_start(self) -> None:
+        """Count from zero."""
+        self._sums = torch.zeros(3, dtype=torch.float64, device=self.device)
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        """Sums of weighted losses, weights and right answers; an empty part counts nothing."""
+        inputs, labels, share = batch
+        logits = self.network(*inputs).float()
+        weights = torch.as_tensor(self.run_.val.weights, device=self.device)[labels]
+        weights = weights * (share > 0)
+        each = torch.nn.functional.cross_entropy(logits, labels, reduction="none")
+        right = ((logits.argmax(1) == labels) & (share > 0)).sum()
+        self._sums += torch.stack([(each * weights).sum(), weights.sum(), right.double()])
+
+    def on_train_epoch_end(self) -> None:
+        """After a segment: what was reached, the weights if they are the best, a checkpoint."""
+        epoch, segment = self.place
+        self.state.seconds += time.monotonic() - self._began
+        if segment + 1 == self.segments:
+            self._judge(epoch)
+        self.checkpoints.save(self.trainer)
+
+    def _judge(self, epoch: int) -> None:
+        state, trainer = self.state, self.trainer
+        loss, weights, right = trainer.strategy.reduce(self._sums, reduce_op="sum").tolist()
+        mean = torch.tensor(state.loss_sum, device=self.device)
+        trained = float(trainer.strategy.reduce(mean, reduce_op="sum")) / max(1, state.steps)
+        loss, accuracy = loss / weights, right / len(self.run_.val.examples)
+        if badness(loss, accuracy) < badness(state.best_loss, state.best_accuracy):
+            state.best, state.best_loss, state.best_accuracy = epoch, loss, accuracy
+            self.checkpoints.keep(trainer)
+        rates = [group["lr"] for group in self.optimizers().param_groups]  # type: ignore[union-attr]
+        report = EpochReport(
+            epoch=epoch,
+            loss=trained,
+            val_loss=loss,
+            val_accuracy=accuracy,
+            learning_rate=max(rates),
+            seconds=state.seconds,
+        )
+        state.epochs.append(report)
+        state.loss_sum, state.steps, state.seconds = 0.0, 0, 0.0
+        state.pruned = self.told.epoch(report)
+        wild = not math.isfinite(loss) or not math.isfinite(trained)
+        state.over = state.pruned or wild or epoch - state.best >= self.run_.patience
+        trainer.should_stop = state.over
+        for logger in trainer.loggers:
+            values = {"loss": trained, "val_loss": loss, "val_accuracy": accuracy}
+            logger.log_metrics(values | {"learning_rate": max(rates)}, step=epoch)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Where the run is."""
+        checkpoint["tlexport"] = msgspec.json.encode(self.state).decode()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Go on from there."""
+        self.state = msgspec.json.decode(checkpoint["tlexport"], type=State)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Told:
+    """Who hears of steps and epochs."""
+
+    progress: Progress
+    total: int
+    hopeless: Hopeless
+    note: Callable[[EpochReport], None]
+
+    def step(self, done: int) -> None:
+        """A step is through."""
+        self.progress("adapt", done, self.total)
+
+    def epoch(self, report: EpochReport) -> bool:
+        """An epoch is through; whether the run shall stop as hopeless."""
+        said = f"epoch {report.epoch}: loss {report.loss:.3f}, "
+        said += f"validation accuracy {report.val_accuracy:.3f}"
+        self.progress(said, 1, 1)
+        self.note(report)
+        return self.hopeless(report.epoch, badness(report.val_loss, report.val_accuracy))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Ears:
+    """Who hears how a run goes: `hopeless` may stop it, `note` gets every epoch."""
+
+    progress: Progress
+    hopeless: Hopeless
+    note: Callable[[EpochReport], None]
+
+
+def fit(run: Run, checkpoints: Checkpoints, ears: Ears, loggers: list[Any]) -> State:
+    """Fit the network in place, from a checkpoint where there is one; the best weights are kept.
+
+    Raises:
+        OptionError: the strategy is not possible here.
+        MissingDependency: a logger is not installed.
+    """
+    total = run.options.adapt_epochs * len(run.train.steps(run.seed, 1))
+    told = _Told(ears.progress, total, ears.hopeless, ears.note)
+    module = Adapting(run, checkpoints, told)
+    held = checkpoints.last()
+    if held is not None and checkpoints.state(State).over:
+        return checkpoints.state(State)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(cores())
+    listening = signal.getsignal(signal.SIGINT)
+    try:
+        with _quiet(), torch.random.fork_rng(devices=[]):
+            trainer = _trainer(run.options, module.segments, loggers)
+            trainer.fit(module, ckpt_path=held, weights_only=True)
+            if not trainer.interrupted:
+                return module.state
+    except SystemExit as error:  # how Lightning ends after Ctrl-C
+        raise KeyboardInterrupt from error
+    finally:
+        torch.set_num_threads(threads)
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, listening)  # Lightning goes deaf after the first Ctrl-C
+    raise KeyboardInterrupt
+
+
+def _trainer(options: AdaptOptions, segments: int, loggers: list[Any]) -> lightning.Trainer:
+    mine = launch()
+    return lightning.Trainer(
+        accelerator="gpu" if torch.cuda.is_available() else "cpu",
+        devices=mine.local_count,
+        num_nodes=max(1, mine.count // mine.local_count),
+        strategy=strategy(options.strategy),
+        precision="bf16-mixed" if in_bf16(options.adapt_precision) else "32-true",
+        max_epochs=options.adapt_epochs * segments,
+        gradient_clip_val=options.clip or None,
+        check_val_every_n_epoch=segments,
+        reload_dataloaders_every_n_epochs=1,
+        num_sanity_val_steps=0,
+        use_distributed_sampler=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        logger=loggers or False,
+        log_every_n_steps=1,
+    )
+
+
+def strategy(name: str) -> Any:
+    """How the processes of this launch share the network.
+
+    Raises:
+        OptionError: FSDP is asked for without a GPU.
+    """
+    from lightning.pytorch.strategies import DDPStrategy
+
+    gpu = torch.cuda.is_available()
+    if name == "fsdp":
+        if not gpu:
+            raise OptionError(
+                "GPUs for --strategy fsdp",
+                got="none on this machine",
+                fix="pass --strategy ddp, which runs on CPUs as well",
+            )
+        return "fsdp"
+    if launch().count == 1 and name == "auto":
+        return "auto"
+    return DDPStrategy(process_group_backend="nccl" if gpu else "gloo")
+
+
+def in_bf16(precision: str) -> bool:
+    """Whether steps compute in bfloat16."""
+    if precision == "auto":
+        return torch.cuda.is_bf16_supported() if torch.cuda.is_available() else multiplies_bf16()
+    return precision == "bf16"
+
+
+def loggers(names: tuple[str, ...], folder: Path, run: str) -> list[Any]:
+    """Lightning's own, for those who watch elsewhere.
+
+    Raises:
+        MissingDependency: what one of them writes with is not installed.
+    """
+    from lightning.pytorch import loggers as theirs
+
+    made: list[Any] = []
+    try:
+        if "tensorboard" in names:
+            made.append(theirs.TensorBoardLogger(str(folder), name=run))
+        if "mlflow" in names:
+            made.append(
+                theirs.MLFlowLogger(
+                    experiment_name="tlexport", run_name=run, save_dir=str(folder / "mlruns")
+                )
+            )
+    except ModuleNotFoundError as error:
+        raise MissingDependency(
+            f"what --log {' --log '.join(names)} writes with",
+            got=str(error).strip().split("\n")[0],
+            fix="install it: pip install tensorboard, or mlflow; or leave it out",
+        ) from error
+    return made
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep to ourselves what Lightning says of its own set-up."""
+    spoken = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
+    levels = [logger.level for logger in spoken]
+    for logger in spoken:
+        logger.setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        for about in ("GPU available", "Found .* in eval mode", "LeafSpec", "treespec"):
+            warnings.filterwarnings("ignore", message=f".*{about}")
+        try:
+            yield
+        finally:
+            for logger, level in zip(spoken, levels, strict=True):
+                logger.setLevel(level)
