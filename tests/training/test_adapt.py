@@ -25,9 +25,11 @@ from tlexport.errors import BundleError, MissingDependency, OptionError
 from tlexport.files import cache_folder
 from tlexport.options import AdaptOptions, TrainOptions
 from tlexport.reports import TrainReport
+from tlexport.stages.export import export
 from tlexport.stages.train import train
+from tlexport.stages.verify import verify
 from tlexport.tasks import Example, image_classification
-from tlexport.training import checkpoint, engine
+from tlexport.training import checkpoint, engine, finish
 from tlexport.training.features import digest_of_state
 from tlexport.training.stream import Source
 
@@ -252,3 +254,52 @@ def test_a_second_run_of_the_same_command_waits_its_turn(tmp_path) -> None:
     first = checkpoint.alone(tmp_path)
     with first, pytest.raises(BundleError, match="one run"), checkpoint.alone(tmp_path):
         raise AssertionError
+
+
+def test_adapters_are_merged_and_the_export_has_none(tiny_bert, tmp_path) -> None:
+    import onnx
+
+    data = tmp_path / "texts.csv"
+    words = {"good": "a warm and happy film", "bad": "a cold and rainy day"}
+    lines = [f"{text} number {n},{label}" for n in range(16) for label, text in words.items()]
+    data.write_text("text,label\n" + "\n".join(lines) + "\n")
+    graphs = []
+    for name, adapt in (
+        ("frozen", AdaptOptions()),
+        ("lora", AdaptOptions(lora=4, adapt_epochs=2, adapt_batch=8, learning_rate=0.01)),
+    ):
+        wanted = TrainOptions(
+            task="text-classification",
+            backbone=f"transformers/{tiny_bert}",
+            golden=4,
+            adapt=adapt,
+        )
+        report = train(data, tmp_path / f"{name}.bundle", wanted)
+        export(tmp_path / f"{name}.bundle")
+        graphs.append(onnx.load(tmp_path / f"{name}.bundle/artifacts/onnx-fp32/model.onnx").graph)
+    assert report.adapted is not None
+    assert 0 < report.adapted.trained_parameters < report.adapted.parameters
+    assert report.adapted.unfreeze == "adapters of rank 4"
+    assert verify(tmp_path / "lora.bundle").passed
+    frozen, lora = graphs
+    assert [node.op_type for node in lora.node] == [node.op_type for node in frozen.node]
+    assert {each.name for each in lora.initializer} == {each.name for each in frozen.initializer}
+
+
+def test_a_run_that_was_killed_after_its_last_epoch_only_writes(
+    scans, options, tmp_path, monkeypatch
+) -> None:
+    wanted = options(adapt_epochs=2, layer_decay=0.8)
+
+    class Killed(BaseException):
+        pass
+
+    with monkeypatch.context() as patch:
+        patch.setattr(finish, "write", lambda *_: (_ for _ in ()).throw(Killed))
+        with pytest.raises(Killed):
+            train(scans, tmp_path / "late.bundle", wanted)
+    assert not (tmp_path / "late.bundle").exists()
+    report = train(scans, tmp_path / "late.bundle", wanted)
+    assert report.adapted is not None
+    assert report.adapted.resumed
+    assert [epoch.epoch for epoch in report.adapted.epochs] == [1, 2]

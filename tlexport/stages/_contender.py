@@ -32,6 +32,7 @@ from tlexport.stages import _usable
 from tlexport.stages._asker import MOST_QUESTIONS
 from tlexport.stages._cells import Cell, Point
 from tlexport.stages._clients import Order, client
+from tlexport.stages._extractor import in_onnxruntime
 from tlexport.tasks import Example, Examples, Learner
 from tlexport.training import crossing, features, finish
 
@@ -152,6 +153,7 @@ def _looked(entry: Entry, field: Field) -> tuple[Learner, features.Features, flo
         learner=learner,
         cache=cache_folder() / "features",
         batch=options.batch,
+        faster=in_onnxruntime(task, learner),
     )
     found = features.compute(field.examples, extraction, _named(field.progress, entry))
     return learner, found, time.perf_counter() - start
