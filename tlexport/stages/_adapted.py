@@ -2,40 +2,19 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import msgspec
 
 from tlexport.environment import launch
 from tlexport.files import cache_folder, write_atomic
 from tlexport.progress import Progress
-from tlexport.reports import AdaptReport, EpochReport, TrialReport
+from tlexport.reports import EpochReport
+from tlexport.stages._fitted import Fitted, csv_of
 from tlexport.training import checkpoint
 from tlexport.training.adapt import Desk, Work, adapt, key_of
-from tlexport.training.head import Head
-
-
-class Fitted(NamedTuple):
-    """The head to assemble, how it came about, and what to remove once its bundle is there."""
-
-    head: Head
-    best: TrialReport
-    trials: tuple[TrialReport, ...]
-    adapted: AdaptReport | None = None
-    kept: tuple[Path, ...] = ()
-
-    def forget(self) -> None:
-        """Remove what a killed run would have gone on from."""
-        for path in self.kept:
-            if path.is_dir():
-                checkpoint.clear(path)
-            else:
-                path.unlink(missing_ok=True)
 
 
 def adapted(work: Work, output: Path, progress: Progress) -> Fitted:
@@ -60,12 +39,3 @@ def adapted(work: Work, output: Path, progress: Progress) -> Fitted:
             found.report, adapt_s=time.perf_counter() - began, resumed=resumed
         )
     return Fitted(found.head, found.best, found.trials, told, (folder, live))
-
-
-def csv_of(epochs: Sequence[EpochReport]) -> bytes:
-    """A row per epoch under the names of `EpochReport`."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(field.name for field in msgspec.structs.fields(EpochReport))
-    writer.writerows(msgspec.structs.astuple(epoch) for epoch in epochs)
-    return text.getvalue().encode()

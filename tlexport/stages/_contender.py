@@ -153,7 +153,7 @@ def _looked(entry: Entry, field: Field) -> tuple[Learner, features.Features, flo
         learner=learner,
         cache=cache_folder() / "features",
         batch=options.batch,
-        faster=in_onnxruntime(task, learner),
+        faster=in_onnxruntime(field.task, learner),
     )
     found = features.compute(field.examples, extraction, _named(field.progress, entry))
     return learner, found, time.perf_counter() - start

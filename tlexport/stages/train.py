@@ -19,13 +19,13 @@ from tlexport.options import TrainOptions
 from tlexport.progress import Progress, silent
 from tlexport.reports import TrainReport
 from tlexport.stages import _usable
-from tlexport.stages._adapted import Fitted, adapted, csv_of
 from tlexport.stages._extractor import in_onnxruntime
+from tlexport.stages._fitted import Fitted, csv_of
 from tlexport.stages._output import model_name as model_name
 from tlexport.stages._output import refuse_existing
 from tlexport.stages._train_page import page
 from tlexport.tasks import Example, Examples, Learner
-from tlexport.training import adapt, features, finish, head
+from tlexport.training import features, finish, head
 from tlexport.training.split import split
 
 
@@ -55,7 +55,10 @@ def train(
     if first:
         refuse_existing(output, force=options.force)
     refuse_inside(output, Path(data))
-    adapt.hold(options)
+    if options.adapt.active:
+        from tlexport.training import adapt  # Lightning takes four seconds to import
+
+        adapt.hold(options)
     task = plugins.load("tasks", options.task)
     read = task.read(Path(data), options.data)
     examples = split(read, fraction=options.val_fraction, seed=options.seed)
@@ -124,6 +127,9 @@ def _fitted(ground: _Ground, output: Path, options: TrainOptions, progress: Prog
     best, trials = head.search(*ground.parts, classes, options, progress)
     if not options.adapt.active:
         return Fitted(best.head, best.report, trials)
+    from tlexport.stages._adapted import adapted
+    from tlexport.training import adapt
+
     work = adapt.Work(
         task=ground.task,
         learner=ground.learner,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -90,6 +91,8 @@ def key_of(work: Work) -> str:
             "files": {n: hashlib.sha256(c).hexdigest() for n, c in work.learner.files.items()},
             "options": options,
             "processes": launch().count,
+            "device": "cuda" if torch.cuda.is_available() else "cpu",
+            "bf16": engine.in_bf16(work.options.adapt.adapt_precision),
         }
     )[:24]
 
@@ -102,8 +105,6 @@ def hold(options: TrainOptions) -> None:
         MissingDependency: peft or a logger is asked for and not installed.
     """
     wanted, mine = options.adapt, launch()
-    if not wanted.active:
-        return
     engine.strategy(wanted.strategy)
     if wanted.lora:
         lora.hold()
@@ -147,12 +148,29 @@ def adapt(work: Work, desk: Desk) -> Adapted:
             augment=options.adapt.augment,
         )
         plan = trials.Plan(
-            file=desk.folder / "trials.journal", trials=options.adapt_trials, seed=options.seed
+            file=_journal(desk.folder), trials=options.adapt_trials, seed=options.seed
         )
         found = trials.search(trial.run, space, plan, desk.progress)
         best, report, tried = found.best, found.report, found.trials
     head, told = trial.taken(best)
     return Adapted(head=head, report=told, best=report, trials=tried)
+
+
+def _journal(folder: Path) -> Path:
+    """The file of this process's search.
+
+    Every process of a launch searches for itself and comes to the same settings, since these follow
+    from what earlier trials came to and no trial ends before all have done their part of it. So all
+    but the first begin with a copy of what the first one's file holds.
+    """
+    file, rank = folder / "trials.journal", launch().rank
+    if not rank:
+        return file
+    copy = folder / f"trials-{rank}.journal"
+    copy.unlink(missing_ok=True)
+    if file.is_file():
+        shutil.copyfile(file, copy)
+    return copy
 
 
 class _Trial:

@@ -6,18 +6,19 @@ import contextlib
 import fcntl
 import io
 import os
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-import lightning
 import msgspec
 import torch
 
 from tlexport.environment import launch
 from tlexport.errors import BundleError
 from tlexport.files import cannot_write, write_atomic
+
+if TYPE_CHECKING:
+    import lightning
 
 State = TypeVar("State", bound=msgspec.Struct)
 
@@ -115,12 +116,6 @@ def alone(folder: Path) -> Iterator[None]:
                 fix="wait for it, or pass another --seed",
             ) from error
         yield
-
-
-def clear(folder: Path) -> None:
-    """Remove what is no longer needed: the bundle is written."""
-    if launch().rank == 0:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def is_begun(folder: Path) -> bool:

@@ -108,7 +108,7 @@ class Adapting(lightning.LightningModule):
             self._steps = epoch, self.run_.train.steps(self.run_.seed, epoch)
         steps = self._steps[1]
         first, end = (len(steps) * at // self.segments for at in (segment, segment + 1))
-        draws = Draws(self.run_.seed, epoch, first, self.run_.augment)
+        draws = Draws(self.run_.seed, epoch, self.run_.augment)
         self._draws, self._first = draws, first
         return self.run_.train.stream(steps[first:end], draws)
 
@@ -139,7 +139,7 @@ class Adapting(lightning.LightningModule):
         factor = self._factor(done / self.run_.options.adapt_epochs)
         for group in self.optimizers().param_groups:  # type: ignore[union-attr]
             group["lr"] = group["highest"] * factor
-        torch.manual_seed(self._draws.of(batch_idx, self.run_.train.rank))
+        torch.manual_seed(self._draws.of(self._first + batch_idx, 1 + self.run_.train.rank))
 
     def _factor(self, share: float) -> float:
         """Linear warm-up, then a half cosine to 0 (Loshchilov and Hutter, "SGDR", 2017)."""
@@ -161,6 +161,20 @@ class Adapting(lightning.LightningModule):
         epoch, _ = self.place
         self.told.step((epoch - 1) * len(self._steps[1]) + self._first + batch_idx + 1)
         return loss * self.run_.train.count  # processes average their gradients
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: Any,
+        gradient_clip_val: Any = None,
+        gradient_clip_algorithm: Any = None,
+    ) -> None:
+        """By norm; FSDP, whose processes hold parts of each gradient, has its own way."""
+        model: Any = self.trainer.strategy.model
+        clip = self.run_.options.clip
+        if clip and hasattr(model, "clip_grad_norm_"):
+            model.clip_grad_norm_(clip)
+        elif clip:
+            torch.nn.utils.clip_grad_norm_(self.parameters(), clip)
 
     def on_validation_epoch_start(self) -> None:
         """Count from zero."""
@@ -292,7 +306,6 @@ def _trainer(options: AdaptOptions, segments: int, loggers: list[Any]) -> lightn
         strategy=strategy(options.strategy),
         precision="bf16-mixed" if in_bf16(options.adapt_precision) else "32-true",
         max_epochs=options.adapt_epochs * segments,
-        gradient_clip_val=options.clip or None,
         check_val_every_n_epoch=segments,
         reload_dataloaders_every_n_epochs=1,
         num_sanity_val_steps=0,

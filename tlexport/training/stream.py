@@ -71,7 +71,7 @@ class Source:
         """Those steps, loaded."""
         return Stream(self, steps, draws)
 
-    def load(self, rows: np.ndarray, draws: Draws | None, step: int) -> Batch:
+    def load(self, rows: np.ndarray, draws: Draws | None) -> Batch:
         """The process's part of a step; one that would be empty is an example of no weight."""
         mine = rows[self.rank :: self.count]
         counts = self.weights[[self.examples[row].label for row in rows]]
@@ -84,27 +84,39 @@ class Source:
         ).inputs
         inputs = {name: torch.from_numpy(array) for name, array in arrays.items()}
         if draws is not None and draws.strength:
-            generator = torch.Generator().manual_seed(draws.of(step, self.rank))
-            inputs = self.task.augment(inputs, draws.strength, generator)
+            inputs = self._augmented(inputs, mine, draws)
         return Batch(
             inputs=tuple(inputs.values()),
             labels=torch.tensor([example.label for example in asked]),
             share=torch.from_numpy(shares.astype(np.float32)),
         )
 
+    def _augmented(
+        self, inputs: dict[str, torch.Tensor], rows: np.ndarray, draws: Draws
+    ) -> dict[str, torch.Tensor]:
+        """Each example changed by random numbers of its own, whichever process has it."""
+        made = [
+            self.task.augment(
+                {name: each[place : place + 1] for name, each in inputs.items()},
+                draws.strength,
+                torch.Generator().manual_seed(draws.of(int(row), 0)),
+            )
+            for place, row in enumerate(rows)
+        ]
+        return {name: torch.cat([one[name] for one in made]) for name in inputs}
+
 
 @dataclasses.dataclass(frozen=True)
 class Draws:
-    """Random numbers of an epoch from step `first` on: each step's own, whenever it is run."""
+    """Random numbers of an epoch: each step's and each example's own, whenever it is run."""
 
     seed: int
     epoch: int
-    first: int
     strength: float
 
-    def of(self, step: int, rank: int) -> int:
-        """A seed for a step of the stream and a process."""
-        words = np.random.SeedSequence([self.seed, self.epoch, self.first + step, rank])
+    def of(self, number: int, kind: int) -> int:
+        """A seed for a step or an example, of some kind of numbers."""
+        words = np.random.SeedSequence([self.seed, self.epoch, number, kind])
         return int(words.generate_state(1, np.uint64)[0] >> 1)
 
 
@@ -131,4 +143,4 @@ class Stream:
                 yield batch
 
     def _load(self, step: int) -> Batch:
-        return self._source.load(self._steps[step], self._draws, step)
+        return self._source.load(self._steps[step], self._draws)
