@@ -85,6 +85,13 @@ def whole(
     return output, train(scans, output, options())
 
 
+def verify_answers(bundle: Path) -> bool:
+    """Whether the network answers the golden samples as it did when they were kept."""
+    golden = Bundle(bundle).golden()
+    answers = networks.answers(networks.network(Bundle(bundle)), golden.inputs, ["logits"])
+    return np.allclose(answers["logits"], golden.outputs["logits"], atol=1e-4)
+
+
 def digest(bundle: Path) -> str:
     return digest_of_state(networks.network(Bundle(bundle)))
 
@@ -121,16 +128,23 @@ def test_random_weights_learn_from_nothing(scans, tmp_path) -> None:
     assert losses[-1] < 0.75 * losses[0]
 
 
+def test_a_run_that_diverges_is_stopped_and_told_of(scans, options, tmp_path) -> None:
+    report = train(scans, tmp_path / "wild.bundle", options(learning_rate=1e30, clip=0))
+    assert report.adapted is not None
+    assert [epoch.val_loss for epoch in report.adapted.epochs][-1] is None
+    assert report.adapted.best_epoch == 0
+    assert report.accuracy.value == report.adapted.frozen_val_accuracy
+    assert "not finite" in (tmp_path / "wild.bundle/reports/train.html").read_text()
+    assert verify_answers(tmp_path / "wild.bundle")
+
+
 def test_the_bundle_answers_as_the_report_says(whole, scans) -> None:
     from tlexport.stages.evaluate import evaluate
 
     output, report = whole
     held = evaluate(output, scans)
     assert held.accuracy.value >= report.best.val_accuracy - 0.1
-    network = networks.network(Bundle(output))
-    golden = Bundle(output).golden()
-    answers = networks.answers(network, golden.inputs, ["logits"])
-    assert np.allclose(answers["logits"], golden.outputs["logits"], atol=1e-4)
+    assert verify_answers(output)
 
 
 @pytest.mark.timeout(400)
@@ -260,8 +274,9 @@ def test_wrong_wishes(scans, options, tmp_path, monkeypatch) -> None:
         AdaptOptions(augment=0.5)
     with pytest.raises(OptionError, match="one of them"):
         AdaptOptions(unfreeze="all", lora=4)
-    with pytest.raises(OptionError, match="--unfreeze"):
-        AdaptOptions(unfreeze="some")
+    for wrong in ("some", "last-0", "last", "first-1", "last--1", ""):
+        with pytest.raises(OptionError, match="--unfreeze head, last-N or all"):
+            AdaptOptions(unfreeze=wrong)
     with pytest.raises(OptionError, match="linear layers that repeat"):
         train(scans, tmp_path / "b", options(unfreeze="head", lora=4))
     with pytest.raises(OptionError, match="torchrun"):

@@ -72,13 +72,11 @@ def test_last_n_counts_from_the_head() -> None:
     assert choose(found, "last-3") == found
 
 
-@pytest.mark.parametrize("wrong", ["last-4", "last-0", "last", "first-1", "last--1", ""])
-def test_more_blocks_than_there_are_are_refused(wrong: str) -> None:
+def test_more_blocks_than_there_are_are_refused() -> None:
     found = blocks(small_networks.text("bert")[0])
     with pytest.raises(OptionError) as told:
-        choose(found, wrong)
-    if wrong == "last-4":
-        assert "3 blocks" in str(told.value)
+        choose(found, "last-4")
+    assert "3 blocks" in str(told.value)
 
 
 def test_a_block_is_a_value() -> None:

@@ -68,8 +68,8 @@ def draw(report: TrainReport, console: Console) -> None:
     accuracy = report.accuracy
     console.print(
         f"[bold]accuracy {accuracy.value:.3f}[/] on {report.val_examples} held-out examples "
-        f"(95 % interval {accuracy.low:.3f} .. {accuracy.high:.3f}; they also chose 1 of "
-        f"{len(report.trials)} trials)"
+        f"(95 % interval {accuracy.low:.3f} .. {accuracy.high:.3f}; they also chose "
+        f"{'the epoch and ' if report.adapted else ''}1 of {len(report.trials)} trials)"
     )
     console.print(
         f"{report.backbone}, weights: {report.weights}; {len(report.labels)} classes, "

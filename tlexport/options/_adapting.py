@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Literal
 
 import msgspec
@@ -20,8 +21,7 @@ class AdaptOptions(msgspec.Struct, frozen=True, kw_only=True):
         str,
         Meta(
             description="what trains besides the head: head (nothing), last-N (the N blocks next "
-            "to it), or all",
-            pattern="^(head|all|last-[1-9][0-9]*)$",
+            "to it), or all"
         ),
     ] = "head"
     lora: Annotated[
@@ -37,8 +37,8 @@ class AdaptOptions(msgspec.Struct, frozen=True, kw_only=True):
     learning_rate: Annotated[
         float,
         Meta(
-            description="highest rate of the head and adapters; 0: 5e-4 for convolutions, 1e-4 "
-            "for transformers, 1e-3 with --lora",
+            description="highest rate of the head and adapters; 0: 1e-4, or 1e-3 with --lora or "
+            "random weights",
             ge=0,
         ),
     ] = 0
@@ -88,6 +88,12 @@ class AdaptOptions(msgspec.Struct, frozen=True, kw_only=True):
 
     def __post_init__(self) -> None:
         check(self)
+        if not re.fullmatch("head|all|last-[1-9][0-9]*", self.unfreeze):
+            raise OptionError(
+                "--unfreeze head, last-N or all",
+                got=repr(self.unfreeze),
+                fix="pass last-2, for example, to train the two blocks next to the head",
+            )
         if unknown := set(self.logs) - set(LOGS):
             raise OptionError(
                 "--log tensorboard or --log mlflow",

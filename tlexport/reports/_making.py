@@ -30,12 +30,12 @@ class EpochReport(msgspec.Struct, frozen=True, kw_only=True):
     """A pass over the training part while weights are adapted.
 
     `loss` is the mean of the steps', with augmentation and smoothing; `learning_rate` the highest
-    of the last step.
+    of the last step. A loss is None where it was not finite: the run diverged.
     """
 
     epoch: int
-    loss: float
-    val_loss: float
+    loss: float | None
+    val_loss: float | None
     val_accuracy: float
     learning_rate: float
     seconds: float

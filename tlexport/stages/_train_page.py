@@ -30,10 +30,10 @@ def _losses(adapted: AdaptReport) -> dict[str, Any]:
     return _chart(
         "loss",
         {
-            "training": [(epoch.epoch, epoch.loss) for epoch in adapted.epochs],
+            "training": [(epoch.epoch, epoch.loss) for epoch in adapted.epochs if epoch.loss],
             "validation": [
                 (0, adapted.frozen_val_loss),
-                *((epoch.epoch, epoch.val_loss) for epoch in adapted.epochs),
+                *((epoch.epoch, epoch.val_loss) for epoch in adapted.epochs if epoch.val_loss),
             ],
         },
         adapted.best_epoch,
@@ -52,8 +52,8 @@ def _right(report: TrainReport) -> dict[str, Any]:
 
 
 def _chart(name: str, lines: dict[str, Sequence[tuple[int, float]]], best: int) -> dict[str, Any]:
-    """Lines over epochs in pixels; what is not finite is left out."""
-    values = [y for line in lines.values() for _, y in line if y == y and abs(y) != float("inf")]
+    """Lines over epochs in pixels."""
+    values = [y for line in lines.values() for _, y in line]
     low, high = min(values), max(values)
     room = (high - low) * 0.05 or 0.05
     low, high = low - room, high + room
@@ -68,7 +68,7 @@ def _chart(name: str, lines: dict[str, Sequence[tuple[int, float]]], best: int) 
     drawn = [
         {
             "kind": kind,
-            "points": " ".join(f"{across(x)},{height(y)}" for x, y in line if low <= y <= high),
+            "points": " ".join(f"{across(x)},{height(y)}" for x, y in line),
         }
         for kind, line in lines.items()
     ]

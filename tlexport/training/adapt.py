@@ -31,8 +31,11 @@ from tlexport.training.trials import Setting
 VERSION = 1
 """Raise it when the same data and options would end with other weights than before."""
 
-RATES = {"lora": 1e-3, "convolutions": 5e-4, "transformers": 1e-4}
-"""Highest rates where none is asked for, by what most of the trained weights are."""
+GENTLE, BOLD = 1e-4, 1e-3
+"""Highest rates where none is asked for: of trained weights, and of what starts from nothing."""
+
+RUNS = Path("runs")
+"""Where TensorBoard and MLflow find theirs, below the folder one is in."""
 
 PROBE = 2
 """Examples of the forward pass that tells the order of blocks and what has gradients."""
@@ -106,6 +109,7 @@ def hold(options: TrainOptions) -> None:
     """
     wanted, mine = options.adapt, launch()
     engine.strategy(wanted.strategy)
+    engine.loggers(wanted.logs, RUNS, "")
     if wanted.lora:
         lora.hold()
     asked = (wanted.devices or mine.local_count) * wanted.nodes
@@ -192,7 +196,7 @@ class _Trial:
         self._start = {
             name: each.detach().clone() for name, each in self._network().state_dict().items()
         }
-        self.rate = self._usual_rate()
+        self.rate = BOLD if self._fresh or work.options.adapt.lora else GENTLE
 
     def run(self, setting: Setting, hopeless: trials.Hopeless) -> TrialReport:
         """Fit it that way, from a checkpoint where there is one."""
@@ -237,7 +241,7 @@ class _Trial:
             so_far.append(report)
             self._desk.note(so_far)
 
-        loggers = engine.loggers(options.adapt.logs, Path("runs"), self._desk.folder.name)
+        loggers = engine.loggers(options.adapt.logs, RUNS, self._desk.folder.name)
         ears = engine.Ears(progress=self._desk.progress, hopeless=hopeless, note=note)
         state = engine.fit(run, checkpoints, ears, loggers)
         if options.adapt.lora:
@@ -316,14 +320,6 @@ class _Trial:
 
     def _folder(self, setting: Setting) -> Path:
         return self._desk.folder / sha256_of_json(msgspec.to_builtins(setting))[:12]
-
-    def _usual_rate(self) -> float:
-        if self._work.options.adapt.lora:
-            return RATES["lora"]
-        sizes = {"convolutions": 0, "transformers": 0}
-        for each in self._extractor.parameters():
-            sizes["convolutions" if each.ndim > 2 else "transformers"] += each.numel()
-        return RATES[max(sizes, key=sizes.__getitem__)]
 
 
 class _Whole(torch.nn.Module):

@@ -210,16 +210,16 @@ class Adapting(lightning.LightningModule):
         rates = [group["lr"] for group in self.optimizers().param_groups]  # type: ignore[union-attr]
         report = EpochReport(
             epoch=epoch,
-            loss=trained,
-            val_loss=loss,
+            loss=_finite(trained),
+            val_loss=_finite(loss),
             val_accuracy=accuracy,
             learning_rate=max(rates),
             seconds=state.seconds,
         )
         state.epochs.append(report)
         state.loss_sum, state.steps, state.seconds = 0.0, 0, 0.0
-        state.pruned = self.told.epoch(report)
-        wild = not math.isfinite(loss) or not math.isfinite(trained)
+        wild = report.loss is None or report.val_loss is None
+        state.pruned = self.told.epoch(report, badness(loss, accuracy))
         state.over = state.pruned or wild or epoch - state.best >= self.run_.patience
         trainer.should_stop = state.over
         for logger in trainer.loggers:
@@ -235,6 +235,10 @@ class Adapting(lightning.LightningModule):
         self.state = msgspec.json.decode(checkpoint["tlexport"], type=State)
 
 
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
 @dataclasses.dataclass(frozen=True)
 class _Told:
     """Who hears of steps and epochs."""
@@ -248,13 +252,14 @@ class _Told:
         """A step is through."""
         self.progress("adapt", done, self.total)
 
-    def epoch(self, report: EpochReport) -> bool:
+    def epoch(self, report: EpochReport, value: float) -> bool:
         """An epoch is through; whether the run shall stop as hopeless."""
-        said = f"epoch {report.epoch}: loss {report.loss:.3f}, "
+        loss = "not finite" if report.loss is None else f"{report.loss:.3f}"
+        said = f"epoch {report.epoch}: loss {loss}, "
         said += f"validation accuracy {report.val_accuracy:.3f}"
         self.progress(said, 1, 1)
         self.note(report)
-        return self.hopeless(report.epoch, badness(report.val_loss, report.val_accuracy))
+        return self.hopeless(report.epoch, value)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
