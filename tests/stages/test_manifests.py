@@ -71,7 +71,8 @@ def rewrite(repository: Path, change) -> None:
 
 def test_the_folder_deploy_is_what_the_command_makes(tmp_path):
     """Beside the image that it is built on, nothing there was written by hand."""
-    manifests(OURS, options(tmp_path / "deploy"))
+    example = "registry.example/training:1"
+    manifests(OURS, options(tmp_path / "deploy", training_image=example))
     made = {
         p.relative_to(tmp_path / "deploy") for p in (tmp_path / "deploy").rglob("*") if p.is_file()
     }

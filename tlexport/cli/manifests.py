@@ -25,12 +25,15 @@ def command(repository: Path, as_json: bool, **values: Any) -> None:
 
     compose.yaml with Prometheus and a Grafana dashboard; Kubernetes: Deployment, Service,
     PodMonitor, an autoscaler on the time that requests wait in Triton's queue; KServe:
-    InferenceService and ServingRuntime. Cores and memory are what the models ask for.
+    InferenceService and ServingRuntime. Cores and memory are what the models ask for. With
+    --training-image also a Kubernetes Job that fine-tunes the model on several machines.
 
     \b
     Example:
       tlexport manifests demo/model_repository --name digits \\
         --storage-uri s3://models/digits --output demo/deploy
+      tlexport manifests demo/model_repository --name digits --output demo/deploy \\
+        --storage-uri s3://models/digits --training-image registry/training:1 --training-nodes 4
     """
     from tlexport.cli import _terminal
     from tlexport.stages.manifests import manifests

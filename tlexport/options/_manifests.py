@@ -52,6 +52,23 @@ class ManifestOptions(msgspec.Struct, frozen=True, kw_only=True):
         str,
         Meta(description="secret with the storage's credentials as environment variables"),
     ] = ""
+    training_image: Annotated[
+        str,
+        Meta(
+            description="image with torch and tlexport: a training job is written as well; "
+            "default: none",
+            pattern="^[A-Za-z0-9._/:@-]*$",
+        ),
+    ] = ""
+    training_nodes: Annotated[int, Meta(description="pods of the training job", ge=1)] = 2
+    training_devices: Annotated[
+        int, Meta(description="processes in each pod of the training job", ge=1)
+    ] = 1
+    training_cores: Annotated[int, Meta(description="cores of each training process", ge=1)] = 4
+    training_memory_mib: Annotated[
+        int, Meta(description="memory of each training process", ge=1024)
+    ] = 8192
+    training_gpu: Annotated[bool, Meta(description="a GPU for each training process")] = False
     force: Annotated[bool, Meta(description="replace files that were changed by hand")] = False
 
     def __post_init__(self) -> None:

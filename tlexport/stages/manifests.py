@@ -16,6 +16,7 @@ from tlexport.serving import docker
 from tlexport.serving.lint import lint
 from tlexport.serving.manifests import Facts
 from tlexport.serving.manifests import manifests as written
+from tlexport.serving.manifests.training import Training
 from tlexport.serving.needs import Needs, needs
 from tlexport.serving.releases import release, releases
 from tlexport.serving.repository import fully_described
@@ -66,6 +67,7 @@ def manifests(
         secret=options.secret,
         described=fully_described(folder),
         repository=os.path.relpath(folder.resolve(), output.resolve()),
+        training=_training(options),
     )
     texts = written(facts)
     known = _known(output)
@@ -86,6 +88,21 @@ def manifests(
         memory_mib=found.memory_mib,
         gpus=found.gpus,
         notes=tuple(_notes(options, facts)),
+    )
+
+
+def _training(options: ManifestOptions) -> Training | None:
+    """The job that makes the model, where there is an image for it."""
+    if not options.training_image:
+        return None
+    return Training(
+        model=options.name,
+        image=options.training_image,
+        nodes=options.training_nodes,
+        devices=options.training_devices,
+        cores=options.training_cores,
+        memory_mib=options.training_memory_mib,
+        gpu=options.training_gpu,
     )
 
 
@@ -164,5 +181,10 @@ def _notes(options: ManifestOptions, facts: Facts) -> list[str]:
         notes.append(
             "with --control explicit each server must be told of a new version by itself: one "
             "behind an autoscaler is easier with poll"
+        )
+    if facts.training:
+        notes.append(
+            f"the training job begins as training-job/ is applied; it needs the claims "
+            f"{facts.name}-data, -output and -cache, each ReadWriteMany"
         )
     return notes

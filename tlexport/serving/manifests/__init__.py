@@ -1,4 +1,4 @@
-"""Manifests of a server, all made of the same numbers."""
+"""Manifests of a server, and of the job that trains for it."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import jinja2
 import msgspec
 
 from tlexport.serving.manifests import dashboard
+from tlexport.serving.manifests.training import Training
 from tlexport.serving.needs import Needs
 from tlexport.serving.storage import Storage
 
@@ -35,6 +36,7 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     secret: str
     repository: str
     described: bool
+    training: Training | None = None
 
     @property
     def grace_s(self) -> int:
