@@ -80,7 +80,7 @@ WRONG = [
         2,
         ["a task of: audio-classification, image-classification"],
     ),
-    (["train", FEW, *OUT, "--augment"], 2, ["--augment", "features are computed once"]),
+    (["train", FEW, *OUT, "--augment", "0.5"], 2, ["--augment", "features are computed once"]),
     (["train", FEW, *OUT, "--trials", "0", "--seed", "-1"], 2, ["--trials", "--seed", "seed=-1"]),
     (["train", FEW, *OUT, "--seed", str(2**32)], 2, ["--seed", "4294967296"]),
     (["train", FEW, *OUT, "--weights", "package:"], 2, ["package:NAME"]),
@@ -289,7 +289,11 @@ def test_a_search_that_is_stopped_says_so_and_no_more(few, tmp_path):
     line = [sys.executable, "-c", textwrap.dedent(STOPPED), str(few), str(tmp_path / "b")]
     ran = subprocess.run(line, capture_output=True, text=True, check=False)
     assert ran.returncode == 130
-    assert ran.stderr.strip() == "Stopped."
+    lines = ran.stderr.split("\n")
+    assert [line for line in lines if line] == [
+        "What is done so far is kept: the same command goes on from there.",
+        "Stopped.",
+    ]
 
 
 STOPPED = """
