@@ -169,8 +169,11 @@ def test_the_callers_random_state_and_threads_are_left_alone(scans):
 
 
 def test_class_weights_are_one_where_shares_are_equal_and_lift_the_rare_class():
-    assert head._class_weights(np.array([0, 1, 2]), 3).tolist() == [1, 1, 1]
-    assert head._class_weights(np.array([0, 0, 0, 1]), 2).tolist() == pytest.approx([2 / 3, 2])
+    weighted = msgspec.structs.replace(OPTIONS, class_weights=True)
+    assert head.weights_of(np.array([0, 1, 2]), 3, weighted).tolist() == [1, 1, 1]
+    rare_counts = head.weights_of(np.array([0, 0, 0, 1]), 2, weighted).tolist()
+    assert rare_counts == pytest.approx([2 / 3, 2])
+    assert head.weights_of(np.array([0, 0, 0, 1]), 2, OPTIONS).tolist() == [1, 1]
     train, val = blobs(0, (400, 20), apart=0.5), blobs(1, (400, 200), apart=0.5)
     recalls = []
     for weighted in (False, True):
