@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,15 @@ def write(root: Path, per_class: int | None = None) -> Path:
         path = root / str(digit) / f"{number:04d}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray((image * 255 / 16).astype(np.uint8)).save(path)
+    return root
+
+
+def some(digits: Path, root: Path, labels: str, count: int) -> Path:
+    """Copy the first `count` scans of each of those labels to `root`, for a test to spoil."""
+    for label in labels:
+        (root / label).mkdir(parents=True)
+        for path in sorted((digits / label).iterdir())[:count]:
+            shutil.copyfile(path, root / label / path.name)
     return root
 
 

@@ -7,25 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from tlexport.cli import main
-
 CODE = Path(__file__).parents[1] / "importers"
 X = ("--input", "x:float32[batch,4]=-1..1")
 
 
-@pytest.fixture
-def run(capsys, monkeypatch):
-    """Run the command line where the user's module lies: exit code, stdout, stderr."""
+@pytest.fixture(autouse=True)
+def _where_the_users_module_lies(monkeypatch):
     monkeypatch.chdir(CODE)
-
-    def call(*args: object) -> tuple[int, str, str]:
-        with pytest.raises(SystemExit) as caught:
-            main([str(arg) for arg in args])
-        out, err = capsys.readouterr()
-        assert "Traceback" not in out + err
-        return caught.value.code, out, err
-
-    return call
 
 
 def test_it_tells_what_it_took_and_what_to_do_next(run, tmp_path):

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 
+import digits as digit_scans
 import msgspec
 import pytest
 
-from tlexport.cli import main
 from tlexport.reports import SelectReport
 
 QUICK = ["--rounds", "6", "--round-s", "0.02", "--runtime", "eager@cpu"]
@@ -17,24 +16,9 @@ TINY = ["--backbone", "timm/lcnet_035=random"]
 
 
 @pytest.fixture
-def run(capsys):
-    def call(*args: object) -> tuple[int, str, str]:
-        with pytest.raises(SystemExit) as caught:
-            main([str(arg) for arg in args])
-        out, err = capsys.readouterr()
-        assert "Traceback" not in out + err
-        return caught.value.code, out, err
-
-    return call
-
-
-@pytest.fixture
 def few(digits, tmp_path) -> Path:
-    for label in "147":  # as in tests/stages: what was exported there is found again
-        (tmp_path / "few" / label).mkdir(parents=True)
-        for path in sorted((digits / label).iterdir())[:10]:
-            shutil.copyfile(path, tmp_path / "few" / label / path.name)
-    return tmp_path / "few"
+    # As in tests/stages: what was exported there is found again.
+    return digit_scans.some(digits, tmp_path / "few", "147", 10)
 
 
 def test_people_get_a_table_and_the_next_command(run, few, tmp_path):

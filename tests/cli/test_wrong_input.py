@@ -12,6 +12,7 @@ import textwrap
 import time
 from pathlib import Path
 
+import digits as digit_scans
 import msgspec
 import pytest
 
@@ -29,28 +30,9 @@ QUICK = ["--backbone", "timm/lcnet_035", "--weights", "random", "--trials", "1",
 
 
 @pytest.fixture
-def run(capsys):
-    """Run the command line in this process: exit code, stdout, stderr."""
-
-    def call(*args: object) -> tuple[int, str, str]:
-        with pytest.raises(SystemExit) as caught:
-            main([str(arg) for arg in args])
-        out, err = capsys.readouterr()
-        assert isinstance(caught.value.code, int)
-        assert "Traceback" not in out + err
-        return caught.value.code, out, err
-
-    return call
-
-
-@pytest.fixture
 def few(digits, tmp_path) -> Path:
     """Ten real scans of each of two digits."""
-    for label in "27":
-        (tmp_path / "few" / label).mkdir(parents=True)
-        for path in sorted((digits / label).iterdir())[:10]:
-            shutil.copyfile(path, tmp_path / "few" / label / path.name)
-    return tmp_path / "few"
+    return digit_scans.some(digits, tmp_path / "few", "27", 10)
 
 
 def three_parts(err: str) -> bool:

@@ -6,6 +6,7 @@ import shlex
 import shutil
 from pathlib import Path
 
+import digits as digit_scans
 import msgspec
 import numpy as np
 import pytest
@@ -42,11 +43,7 @@ def report(digits) -> SelectReport:
 @pytest.fixture
 def few(digits, tmp_path) -> Path:
     """Ten real scans of each of three digits."""
-    for label in "147":
-        (tmp_path / "few" / label).mkdir(parents=True)
-        for path in sorted((digits / label).iterdir())[:10]:
-            shutil.copyfile(path, tmp_path / "few" / label / path.name)
-    return tmp_path / "few"
+    return digit_scans.some(digits, tmp_path / "few", "147", 10)
 
 
 def test_all_are_asked_the_same_and_timed(report):

@@ -10,6 +10,7 @@ import sys
 import textwrap
 from pathlib import Path
 
+import digits as digit_scans
 import numpy as np
 import pytest
 import safetensors.torch
@@ -30,12 +31,7 @@ QUICK = {"backbone": "timm/lcnet_035", "weights": "random", "trials": 1, "epochs
 @pytest.fixture
 def few(digits, tmp_path) -> Path:
     """Twelve real scans of each of three digits, in a folder of this test's own."""
-    root = tmp_path / "few"
-    for label in "147":
-        (root / label).mkdir(parents=True)
-        for path in sorted((digits / label).iterdir())[:12]:
-            shutil.copyfile(path, root / label / path.name)
-    return root
+    return digit_scans.some(digits, tmp_path / "few", "147", 12)
 
 
 def quick(data: Path, output: Path, **options) -> TrainReport:

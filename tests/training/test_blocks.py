@@ -81,4 +81,4 @@ def test_more_blocks_than_there_are_are_refused() -> None:
 
 def test_a_block_is_a_value() -> None:
     with pytest.raises(AttributeError):
-        Block(name="a", modules=(), parameters=(), repeats=False).name = "b"  # type: ignore[misc]
+        Block(name="a", modules=(), parameters=(), repeats=False).name = "b"

@@ -6,7 +6,7 @@ import functools
 import types
 import typing
 from collections.abc import Callable
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, cast
 
 import click
 import msgspec
@@ -39,14 +39,41 @@ as_json = click.option("--json", "as_json", is_flag=True, help="Print the report
 """The flag every command has."""
 
 
+class Several:
+    """One flag per field of a record, made when a command is asked for them."""
+
+    def __init__(self, record: type[msgspec.Struct], but: tuple[str, ...]) -> None:
+        self._record = record
+        self._but = but
+
+    def made(self) -> list[click.Parameter]:
+        """Each flag's name, type, default and help are the field's own."""
+        hints = _hints(self._record)
+        return [
+            _flag(field.name, hints[field.name], field.default)
+            for field in msgspec.structs.fields(self._record)
+            if field.name not in self._but
+        ]
+
+
+class Flagged(click.Command):
+    """A command whose flags are made when it is run or asked for help, not when all are listed."""
+
+    def get_params(self, ctx: click.Context) -> list[click.Parameter]:
+        """The flags of every record in place."""
+        found: list[click.Parameter] = []
+        for each in cast(list[click.Parameter | Several], self.params):
+            found += each.made() if isinstance(each, Several) else [each]
+        self.params = found
+        return super().get_params(ctx)
+
+
 def flags(record: type[msgspec.Struct], *, but: tuple[str, ...] = ()) -> Callable[[Command], Any]:
-    """Add one flag per field of `record` (less `but`): name, type, default and help are its own."""
+    """Add one flag per field of `record` (less `but`) to a command of class `Flagged`."""
 
     def add(command: Command) -> Any:
-        hints = _hints(record)
-        for field in reversed(msgspec.structs.fields(record)):
-            if field.name not in but:
-                command = _flag(field.name, hints[field.name], field.default)(command)
+        # As click's own decorators do it: from the last to the first, turned round by the command.
+        vars(command).setdefault("__click_params__", []).append(Several(record, but))
         return command
 
     return add
@@ -75,12 +102,12 @@ def _names_of(place: tuple[str, str]) -> Callable[[Any, Any, str], list[str]]:
     return complete
 
 
-def _flag(name: str, hint: Any, default: Any) -> Callable[[Any], Any]:
+def _flag(name: str, hint: Any, default: Any) -> click.Option:
     kind, meta = typing.get_args(hint)[:2]
     completion = _names_of(PLUGINS[name]) if name in PLUGINS else None
     switch = "--" + name.replace("_", "-")
     if kind is bool:
-        return click.option(switch, name, is_flag=True, default=default, help=meta.description)
+        return click.Option([switch, name], is_flag=True, default=default, help=meta.description)
     options: dict[str, Any] = {"default": default, "help": meta.description}
     options["shell_complete"] = completion
     if typing.get_origin(kind) is tuple:
@@ -97,4 +124,4 @@ def _flag(name: str, hint: Any, default: Any) -> Callable[[Any], Any]:
         options["type"] = kind
     if default not in (None, "", ()):
         options["show_default"] = True
-    return click.option(switch, name, **options)
+    return click.Option([switch, name], **options)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from tlexport.cli._flags import as_json, flags, record
+from tlexport.cli._flags import Flagged, as_json, flags, record
 from tlexport.errors import OptionError, UnstableError
 from tlexport.options import BenchOptions, RuntimeOptions
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 FILE = click.Path(path_type=Path, dir_okay=False)
 
 
-@click.command()
+@click.command(cls=Flagged)
 @click.argument("bundle", type=click.Path(path_type=Path))
 @flags(BenchOptions)
 @flags(RuntimeOptions)

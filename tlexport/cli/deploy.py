@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from tlexport.cli._flags import as_json, flags, record
+from tlexport.cli._flags import Flagged, as_json, flags, record
 from tlexport.options import DeployOptions, PackageOptions
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from tlexport.reports import DeployReport, Fault, GateCheck
 
 
-@click.command()
+@click.command(cls=Flagged)
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.argument("repository", default="model_repository")
 @flags(DeployOptions, but=("packaging",))

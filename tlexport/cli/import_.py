@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from tlexport.cli._flags import as_json, flags, record
+from tlexport.cli._flags import Flagged, as_json, flags, record
 from tlexport.options import ImportOptions
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from tlexport.reports import ImportReport
 
 
-@click.command()
+@click.command(cls=Flagged)
 @click.option(
     "-o", "--output", type=click.Path(path_type=Path), required=True, help="The bundle to write."
 )

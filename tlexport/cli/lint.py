@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from tlexport.cli._flags import as_json, flags, record
+from tlexport.cli._flags import Flagged, as_json, flags, record
 from tlexport.errors import RepositoryError
 from tlexport.options import LintOptions
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from tlexport.reports import LintFinding, LintReport
 
 
-@click.command()
+@click.command(cls=Flagged)
 @click.argument("repository", default="model_repository")
 @flags(LintOptions)
 @click.option("--rules", is_flag=True, help="List every rule and end.")

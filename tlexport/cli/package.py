@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from tlexport.cli._flags import as_json, flags, record
+from tlexport.cli._flags import Flagged, as_json, flags, record
 from tlexport.options import PackageOptions
 
 if TYPE_CHECKING:
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from tlexport.reports import PackageReport
 
 
-@click.command()
+@click.command(cls=Flagged)
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.option(
     "-r",

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from tlexport.cli._flags import as_json, flags, record
+from tlexport.cli._flags import Flagged, as_json, flags, record
 from tlexport.errors import DataError
 from tlexport.options import PredictOptions, RuntimeOptions
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from tlexport.reports import PredictReport
 
 
-@click.command()
+@click.command(cls=Flagged)
 @click.argument("source")
 @click.argument("files", nargs=-1, type=click.Path(path_type=Path))
 @flags(PredictOptions)

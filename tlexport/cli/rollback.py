@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from tlexport.cli._flags import as_json, flags, record
+from tlexport.cli._flags import Flagged, as_json, flags, record
 from tlexport.options import RollbackOptions
 
 if TYPE_CHECKING:
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from tlexport.reports import RollbackReport
 
 
-@click.command()
+@click.command(cls=Flagged)
 @click.argument("repository", default="model_repository")
 @flags(RollbackOptions)
 @as_json

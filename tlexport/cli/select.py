@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from tlexport.cli._flags import as_json, flags, record
+from tlexport.cli._flags import Flagged, as_json, flags, record
 from tlexport.options import DataOptions, SelectOptions
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ UNREAD = 200
 """Columns of the table where no terminal says how many there are."""
 
 
-@click.command()
+@click.command(cls=Flagged)
 @click.argument("data", type=click.Path(path_type=Path))
 @flags(SelectOptions, but=("data",))
 @flags(DataOptions)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
-from tlexport.cli._flags import as_json, flags, record
+from tlexport.cli._flags import Flagged, as_json, flags, record
 from tlexport.options import ServeOptions
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from tlexport.reports import ServedModel, ServeReport
 
 
-@click.command()
+@click.command(cls=Flagged)
 @click.argument("repository", type=click.Path(path_type=Path), default=Path("model_repository"))
 @flags(ServeOptions)
 @as_json

@@ -7,16 +7,16 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from tlexport.cli._flags import as_json, flags, record
+from tlexport.cli._flags import Flagged, as_json, flags, record
 from tlexport.options import AdaptOptions, DataOptions, TrainOptions
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from tlexport.reports import AdaptReport, TrainReport
+    from tlexport.reports import AdaptReport, TrainReport, TrialReport
 
 
-@click.command()
+@click.command(cls=Flagged)
 @click.argument("data", type=click.Path(path_type=Path))
 @click.option(
     "-o", "--output", type=click.Path(path_type=Path), required=True, help="The bundle to write."
@@ -79,12 +79,11 @@ def draw(report: TrainReport, console: Console) -> None:
     console.print(
         f"features {report.features_s:.1f} s ({report.features_reused} from the cache"
         + (f", the others by {report.features_by}), " if report.features_by else "), ")
-        + f"head {report.head_s:.1f} s, {report.best.optimiser}, "
-        f"learning rate {report.best.learning_rate:.2g}, "
-        f"weight decay {report.best.weight_decay:.2g}, {report.best.epochs} epochs"
+        + f"head {report.head_s:.1f} s"
+        + (_fit(report.best) if report.adapted is None else "")
     )
     if report.adapted is not None:
-        _draw_adapted(report.adapted, console)
+        _draw_adapted(report.adapted, report.best, console)
     for note in report.notes:
         console.print(f"note: {note}", markup=False)
     if report.skipped:
@@ -94,12 +93,20 @@ def draw(report: TrainReport, console: Console) -> None:
     console.print(f"bundle: {report.bundle}", markup=False)
 
 
-def _draw_adapted(adapted: AdaptReport, console: Console) -> None:
+def _fit(best: TrialReport) -> str:
+    return (
+        f", {best.optimiser}, learning rate {best.learning_rate:.2g}, "
+        f"weight decay {best.weight_decay:.2g}, {best.epochs} epochs"
+    )
+
+
+def _draw_adapted(adapted: AdaptReport, best: TrialReport, console: Console) -> None:
     """What trained, and whether it was worth it."""
     console.print(
         f"adapted {adapted.unfreeze}: {len(adapted.blocks)} of {adapted.of_blocks} blocks, "
         f"{adapted.trained_parameters:,} of {adapted.parameters:,} parameters, "
-        f"{len(adapted.epochs)} epochs in {adapted.adapt_s:.1f} s"
+        f"{len(adapted.epochs)} epochs in {adapted.adapt_s:.1f} s, "
+        f"learning rate {best.learning_rate:.2g}, weight decay {best.weight_decay:.2g}"
         + (", resumed" if adapted.resumed else ""),
         markup=False,
     )

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from tlexport.cli._flags import as_json, flags, record
+from tlexport.cli._flags import Flagged, as_json, flags, record
 from tlexport.options import TuneOptions
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 LISTED = 8
 
 
-@click.command()
+@click.command(cls=Flagged)
 @click.argument("bundle", type=click.Path(path_type=Path))
 @flags(TuneOptions)
 @as_json

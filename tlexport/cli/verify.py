@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from tlexport.cli._flags import as_json, flags, record
+from tlexport.cli._flags import Flagged, as_json, flags, record
 from tlexport.errors import ParityError
 from tlexport.options import DataOptions, RuntimeOptions, VerifyOptions
 
@@ -24,7 +24,7 @@ WIDEST = 30
 """Characters told of a module's path: its end says more than its beginning."""
 
 
-@click.command()
+@click.command(cls=Flagged)
 @click.argument("bundle", type=click.Path(path_type=Path))
 @flags(VerifyOptions, but=("columns",))
 @flags(DataOptions)

@@ -9,7 +9,7 @@ from msgspec import Meta
 
 from tlexport.checks import check
 from tlexport.errors import OptionError
-from tlexport.options._making import DataOptions
+from tlexport.options._making import DataOptions, SkipBroken
 
 Share = Annotated[float, Meta(gt=0)]
 Room = Annotated[float, Meta(ge=0)]
@@ -68,9 +68,7 @@ class EvaluateOptions(msgspec.Struct, frozen=True, kw_only=True):
         str, Meta(description="whom to compare with on the same examples, NAME@WHERE, or none")
     ] = "eager@cpu"
     batch: Annotated[int, Meta(description="examples per question", ge=1)] = 8
-    skip_broken: Annotated[
-        bool, Meta(description="leave unreadable files out, naming and counting them")
-    ] = False
+    skip_broken: SkipBroken = False
     data: DataOptions = msgspec.field(default_factory=DataOptions)
 
     def __post_init__(self) -> None:

@@ -13,6 +13,22 @@ from tlexport.options._adapting import AdaptOptions
 
 HEAD_TRIALS = 8
 
+Task = Annotated[
+    str, Meta(description="what the model is for: image-, text- or audio-classification")
+]
+Batch = Annotated[
+    int, Meta(description="examples per forward pass; 0: 8 on a CPU, 64 on a GPU", ge=0)
+]
+SkipBroken = Annotated[
+    bool, Meta(description="leave unreadable files out, naming and counting them")
+]
+MaxLength = Annotated[
+    int, Meta(description="tokens of a text at most; 0: as many as the backbone takes, 512", ge=0)
+]
+MaxSeconds = Annotated[
+    float, Meta(description="seconds of a clip at most; 0: the longest, as far as it goes", ge=0)
+]
+
 
 class DataOptions(msgspec.Struct, frozen=True, kw_only=True):
     """Where in a table the examples stand; a folder per class needs none of these."""
@@ -31,9 +47,7 @@ class DataOptions(msgspec.Struct, frozen=True, kw_only=True):
 class TrainOptions(msgspec.Struct, frozen=True, kw_only=True):
     """How to fine-tune."""
 
-    task: Annotated[
-        str, Meta(description="what the model is for: image-, text- or audio-classification")
-    ] = "image-classification"
+    task: Task = "image-classification"
     backbone: Annotated[
         str, Meta(description="SOURCE/NAME of the pre-trained network, see `tlexport backbones`")
     ] = "timm/tf_efficientnet_lite0"
@@ -65,9 +79,7 @@ class TrainOptions(msgspec.Struct, frozen=True, kw_only=True):
     patience: Annotated[
         int, Meta(description="epochs without a better validation loss before a stop", ge=1)
     ] = 8
-    batch: Annotated[
-        int, Meta(description="examples per forward pass; 0: 8 on a CPU, 64 on a GPU", ge=0)
-    ] = 0
+    batch: Batch = 0
     feature_precision: Annotated[
         Literal["auto", "fp32", "bf16"],
         Meta(
@@ -79,9 +91,7 @@ class TrainOptions(msgspec.Struct, frozen=True, kw_only=True):
     class_weights: Annotated[
         bool, Meta(description="weigh each class by the inverse of its share")
     ] = False
-    skip_broken: Annotated[
-        bool, Meta(description="leave unreadable files out, naming and counting them")
-    ] = False
+    skip_broken: SkipBroken = False
     golden: Annotated[
         int, Meta(description="held-out inputs kept in the bundle as golden samples", ge=1)
     ] = 32
@@ -92,14 +102,8 @@ class TrainOptions(msgspec.Struct, frozen=True, kw_only=True):
             "means of five parts; auto: as the backbone was trained"
         ),
     ] = "auto"
-    max_length: Annotated[
-        int,
-        Meta(description="tokens of a text at most; 0: as many as the backbone takes, 512", ge=0),
-    ] = 0
-    max_seconds: Annotated[
-        float,
-        Meta(description="seconds of a clip at most; 0: the longest, as far as it goes", ge=0),
-    ] = 0
+    max_length: MaxLength = 0
+    max_seconds: MaxSeconds = 0
     force: Annotated[bool, Meta(description="replace an existing bundle")] = False
     data: DataOptions = msgspec.field(default_factory=DataOptions)
     adapt: AdaptOptions = msgspec.field(default_factory=AdaptOptions)

@@ -9,7 +9,14 @@ from msgspec import Meta
 
 from tlexport.checks import check
 from tlexport.errors import OptionError
-from tlexport.options._making import DataOptions
+from tlexport.options._making import (
+    Batch,
+    DataOptions,
+    MaxLength,
+    MaxSeconds,
+    SkipBroken,
+    Task,
+)
 
 Milliseconds = Annotated[float, Meta(gt=0)]
 Accuracy = Annotated[float, Meta(gt=0, le=1)]
@@ -49,9 +56,7 @@ def read_entry(text: str) -> Entry:
 class SelectOptions(msgspec.Struct, frozen=True, kw_only=True):
     """Which networks to try, on what, and what the chosen one has to hold."""
 
-    task: Annotated[
-        str, Meta(description="what the model is for: image-, text- or audio-classification")
-    ] = "image-classification"
+    task: Task = "image-classification"
     backbones: Annotated[
         tuple[str, ...],
         Meta(
@@ -90,20 +95,10 @@ class SelectOptions(msgspec.Struct, frozen=True, kw_only=True):
     threads: Annotated[
         int, Meta(description="threads of the runtime; 0: the cores this process may use", ge=0)
     ] = 0
-    batch: Annotated[
-        int, Meta(description="examples per forward pass; 0: 8 on a CPU, 64 on a GPU", ge=0)
-    ] = 0
-    max_length: Annotated[
-        int,
-        Meta(description="tokens of a text at most; 0: as many as the backbone takes, 512", ge=0),
-    ] = 0
-    max_seconds: Annotated[
-        float,
-        Meta(description="seconds of a clip at most; 0: the longest, as far as it goes", ge=0),
-    ] = 0
-    skip_broken: Annotated[
-        bool, Meta(description="leave unreadable files out, naming and counting them")
-    ] = False
+    batch: Batch = 0
+    max_length: MaxLength = 0
+    max_seconds: MaxSeconds = 0
+    skip_broken: SkipBroken = False
     seed: Annotated[
         int, Meta(description="fixes examples, folds, turns and draws", ge=0, le=2**32 - 1)
     ] = 0

@@ -30,10 +30,10 @@ def _losses(adapted: AdaptReport) -> dict[str, Any]:
     return _chart(
         "loss",
         {
-            "training": [(epoch.epoch, epoch.loss) for epoch in adapted.epochs if epoch.loss],
+            "training": [(e.epoch, e.loss) for e in adapted.epochs if e.loss is not None],
             "validation": [
                 (0, adapted.frozen_val_loss),
-                *((epoch.epoch, epoch.val_loss) for epoch in adapted.epochs if epoch.val_loss),
+                *((e.epoch, e.val_loss) for e in adapted.epochs if e.val_loss is not None),
             ],
         },
         adapted.best_epoch,

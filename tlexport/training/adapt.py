@@ -20,7 +20,7 @@ from tlexport.options import TrainOptions
 from tlexport.progress import Progress
 from tlexport.reports import AdaptReport, EpochReport, TrialReport
 from tlexport.tasks import Example, Learner
-from tlexport.training import engine, lora, norms, trials
+from tlexport.training import engine, lora, norms, trainer, trials
 from tlexport.training.blocks import Block, blocks, choose
 from tlexport.training.checkpoint import Checkpoints
 from tlexport.training.features import digest_of_state
@@ -95,7 +95,7 @@ def key_of(work: Work) -> str:
             "options": options,
             "processes": launch().count,
             "device": "cuda" if torch.cuda.is_available() else "cpu",
-            "bf16": engine.in_bf16(work.options.adapt.adapt_precision),
+            "bf16": trainer.in_bf16(work.options.adapt.adapt_precision),
         }
     )[:24]
 
@@ -108,8 +108,8 @@ def hold(options: TrainOptions) -> None:
         MissingDependency: peft or a logger is asked for and not installed.
     """
     wanted, mine = options.adapt, launch()
-    engine.strategy(wanted.strategy)
-    engine.loggers(wanted.logs, RUNS, "")
+    trainer.strategy(wanted.strategy)
+    trainer.loggers(wanted.logs, RUNS, "")
     if wanted.lora:
         lora.hold()
     asked = (wanted.devices or mine.local_count) * wanted.nodes
@@ -190,6 +190,9 @@ class _Trial:
             work.learner.preprocess,
             work.learner.files,
         ).inputs
+        if work.options.adapt.augment:  # refused here where the task has none
+            sample = {name: torch.from_numpy(array) for name, array in arrays.items()}
+            work.task.augment(sample, work.options.adapt.augment, torch.Generator())
         self._probe = tuple(torch.from_numpy(array) for array in arrays.values())
         self.found = blocks(self._extractor, self._probe)
         choose(self.found, work.options.adapt.unfreeze)
@@ -241,7 +244,7 @@ class _Trial:
             so_far.append(report)
             self._desk.note(so_far)
 
-        loggers = engine.loggers(options.adapt.logs, RUNS, self._desk.folder.name)
+        loggers = trainer.loggers(options.adapt.logs, RUNS, self._desk.folder.name)
         ears = engine.Ears(progress=self._desk.progress, hopeless=hopeless, note=note)
         state = engine.fit(run, checkpoints, ears, loggers)
         if options.adapt.lora:
@@ -273,6 +276,7 @@ class _Trial:
             lora.merge(self._extractor)
         network.requires_grad_(False).eval()
         state = checkpoints.state(engine.State)
+        assert state is not None, "the run has ended"
         return network.head, AdaptReport(
             unfreeze=f"adapters of rank {adapters}" if adapters else setting.unfreeze,
             blocks=tuple(block.name for block in trained),
@@ -280,7 +284,7 @@ class _Trial:
             trained_parameters=sum(each.numel() for each in counted),
             parameters=sum(each.numel() for each in network.parameters()),
             batch=options.adapt.adapt_batch,
-            precision="bf16" if engine.in_bf16(options.adapt.adapt_precision) else "fp32",
+            precision="bf16" if trainer.in_bf16(options.adapt.adapt_precision) else "fp32",
             processes=launch().count,
             best_epoch=state.best,
             epochs=tuple(state.epochs),

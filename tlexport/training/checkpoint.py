@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import io
-import os
+import pickle
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -15,7 +15,7 @@ import torch
 
 from tlexport.environment import launch
 from tlexport.errors import BundleError
-from tlexport.files import cannot_write, write_atomic
+from tlexport.files import cannot_write, sync_file, write_atomic
 
 if TYPE_CHECKING:
     import lightning
@@ -35,29 +35,35 @@ class Checkpoints:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    def last(self) -> Path | None:
-        """The checkpoint to go on from; None where there is none, or one that cannot be read."""
-        path = self.folder / LAST
-        if not path.is_file():
+    @property
+    def last(self) -> Path:
+        """The checkpoint to go on from."""
+        return self.folder / LAST
+
+    def state(self, kind: type[State]) -> State | None:
+        """Where the last checkpoint says the run is.
+
+        None where there is none, or one that a disk has damaged: the run begins anew.
+        """
+        if not self.last.is_file():
             return None
         try:
-            torch.load(path, map_location="cpu", weights_only=True)
-        except Exception:  # damaged by a disk: the run begins anew
+            held = torch.load(self.last, map_location="cpu", weights_only=True)
+            return msgspec.json.decode(held["tlexport"], type=kind)
+        except (RuntimeError, EOFError, KeyError, pickle.UnpicklingError, msgspec.DecodeError):
             return None
-        return path
-
-    def state(self, kind: type[State]) -> State:
-        """Where the last checkpoint says the run is."""
-        held = torch.load(self.folder / LAST, map_location="cpu", weights_only=True)
-        return msgspec.json.decode(held["tlexport"], type=kind)
 
     def save(self, trainer: lightning.Trainer) -> None:
         """Write a checkpoint, whole or not at all; every process has to call it."""
         part = self.folder / f".{LAST}"
-        self.folder.mkdir(parents=True, exist_ok=True)
-        trainer.save_checkpoint(part)
-        if trainer.is_global_zero:
-            _move(part, self.folder / LAST)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            trainer.save_checkpoint(part)
+            if trainer.is_global_zero:
+                sync_file(part)
+                part.replace(self.last)
+        except OSError as error:
+            raise cannot_write(self.last, error) from error
         trainer.strategy.barrier()
 
     def keep(self, trainer: lightning.Trainer) -> None:
@@ -77,18 +83,6 @@ class Checkpoints:
             return None
         weights: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
         return weights
-
-
-def _move(part: Path, path: Path) -> None:
-    try:
-        descriptor = os.open(part, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-        part.replace(path)
-    except OSError as error:
-        raise cannot_write(path, error) from error
 
 
 @contextlib.contextmanager

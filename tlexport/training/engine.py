@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import logging
 import math
 import signal
 import threading
 import time
-import warnings
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import lightning
@@ -19,8 +15,7 @@ import msgspec
 import numpy as np
 import torch
 
-from tlexport.environment import cores, launch, multiplies_bf16
-from tlexport.errors import MissingDependency, OptionError
+from tlexport.environment import cores
 from tlexport.options import AdaptOptions
 from tlexport.progress import Progress
 from tlexport.reports import EpochReport
@@ -30,6 +25,7 @@ from tlexport.training.blocks import Block
 from tlexport.training.checkpoint import Checkpoints
 from tlexport.training.groups import Rates, groups
 from tlexport.training.stream import Draws, Source, Stream
+from tlexport.training.trainer import quiet, trainer
 
 SEGMENT = 100
 """Steps between two checkpoints at most: what a killed run loses."""
@@ -38,8 +34,8 @@ SEGMENT = 100
 class State(msgspec.Struct):
     """Where a run is: all that a checkpoint holds beside weights and the optimiser's moments.
 
-    `best` is the epoch whose weights are kept, 0 for the frozen head's; `since` counts the epochs
-    from then on. The running sums are of the epoch under way.
+    `best` is the epoch whose weights are kept, 0 for the frozen head's. The running sums are of the
+    epoch under way and of all processes.
     """
 
     best: int
@@ -117,17 +113,19 @@ class Adapting(lightning.LightningModule):
         return self.run_.val.stream(self.run_.val.sorted())
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """AdamW with a rate for each depth; `_rate` moves them all."""
+        """AdamW with a rate for each depth; every step moves them all."""
         head = self.network.head
         assert isinstance(head, torch.nn.Module)
         made = groups(head, self.run_.extractor, self.run_.found, self.run_.rates)
         for group in made:
             group["highest"] = group["lr"]
-        return torch.optim.AdamW(made, lr=self.run_.rates.learning_rate)
+        self._adamw = torch.optim.AdamW(made, lr=self.run_.rates.learning_rate)
+        return self._adamw
 
     def on_train_epoch_start(self) -> None:
         """What is frozen answers as it will when served."""
         pace = norms.Pace(steps=max(1, len(self._steps[1])), fresh=self.run_.fresh)
+        self._loss = 0.0
         self.network.train()
         norms.hold(self.run_.extractor, self.run_.trained, pace)
         self._began = time.monotonic()
@@ -137,7 +135,7 @@ class Adapting(lightning.LightningModule):
         epoch, _ = self.place
         done = epoch - 1 + (self._first + batch_idx) / len(self._steps[1])
         factor = self._factor(done / self.run_.options.adapt_epochs)
-        for group in self.optimizers().param_groups:  # type: ignore[union-attr]
+        for group in self._adamw.param_groups:
             group["lr"] = group["highest"] * factor
         torch.manual_seed(self._draws.of(self._first + batch_idx, 1 + self.run_.train.rank))
 
@@ -156,7 +154,7 @@ class Adapting(lightning.LightningModule):
             logits, labels, reduction="none", label_smoothing=self.run_.options.label_smoothing
         )
         loss: torch.Tensor = (each * share).sum()
-        self.state.loss_sum += float(loss.detach())
+        self._loss += float(loss.detach())
         self.state.steps += 1
         epoch, _ = self.place
         self.told.step((epoch - 1) * len(self._steps[1]) + self._first + batch_idx + 1)
@@ -194,6 +192,8 @@ class Adapting(lightning.LightningModule):
         """After a segment: what was reached, the weights if they are the best, a checkpoint."""
         epoch, segment = self.place
         self.state.seconds += time.monotonic() - self._began
+        mine = torch.tensor(self._loss, dtype=torch.float64, device=self.device)
+        self.state.loss_sum += float(self.trainer.strategy.reduce(mine, reduce_op="sum"))
         if segment + 1 == self.segments:
             self._judge(epoch)
         self.checkpoints.save(self.trainer)
@@ -201,13 +201,12 @@ class Adapting(lightning.LightningModule):
     def _judge(self, epoch: int) -> None:
         state, trainer = self.state, self.trainer
         loss, weights, right = trainer.strategy.reduce(self._sums, reduce_op="sum").tolist()
-        mean = torch.tensor(state.loss_sum, device=self.device)
-        trained = float(trainer.strategy.reduce(mean, reduce_op="sum")) / max(1, state.steps)
+        trained = state.loss_sum / max(1, state.steps)
         loss, accuracy = loss / weights, right / len(self.run_.val.examples)
         if badness(loss, accuracy) < badness(state.best_loss, state.best_accuracy):
             state.best, state.best_loss, state.best_accuracy = epoch, loss, accuracy
             self.checkpoints.keep(trainer)
-        rates = [group["lr"] for group in self.optimizers().param_groups]  # type: ignore[union-attr]
+        rates = [group["lr"] for group in self._adamw.param_groups]
         report = EpochReport(
             epoch=epoch,
             loss=_finite(trained),
@@ -219,7 +218,7 @@ class Adapting(lightning.LightningModule):
         state.epochs.append(report)
         state.loss_sum, state.steps, state.seconds = 0.0, 0, 0.0
         wild = report.loss is None or report.val_loss is None
-        state.pruned = self.told.epoch(report, badness(loss, accuracy))
+        state.pruned = self.told.epoch(report)
         state.over = state.pruned or wild or epoch - state.best >= self.run_.patience
         trainer.should_stop = state.over
         for logger in trainer.loggers:
@@ -252,14 +251,15 @@ class _Told:
         """A step is through."""
         self.progress("adapt", done, self.total)
 
-    def epoch(self, report: EpochReport, value: float) -> bool:
+    def epoch(self, report: EpochReport) -> bool:
         """An epoch is through; whether the run shall stop as hopeless."""
-        loss = "not finite" if report.loss is None else f"{report.loss:.3f}"
-        said = f"epoch {report.epoch}: loss {loss}, "
+        shown = "not finite" if report.loss is None else f"{report.loss:.3f}"
+        said = f"epoch {report.epoch}: loss {shown}, "
         said += f"validation accuracy {report.val_accuracy:.3f}"
         self.progress(said, 1, 1)
         self.note(report)
-        return self.hopeless(report.epoch, value)
+        loss = float("inf") if report.val_loss is None else report.val_loss
+        return self.hopeless(report.epoch, badness(loss, report.val_accuracy))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -281,17 +281,19 @@ def fit(run: Run, checkpoints: Checkpoints, ears: Ears, loggers: list[Any]) -> S
     total = run.options.adapt_epochs * len(run.train.steps(run.seed, 1))
     told = _Told(ears.progress, total, ears.hopeless, ears.note)
     module = Adapting(run, checkpoints, told)
-    held = checkpoints.last()
-    if held is not None and checkpoints.state(State).over:
-        return checkpoints.state(State)
+    held = checkpoints.state(State)
+    for report in held.epochs if held is not None else ():  # whoever listens is as far as the run
+        told.epoch(report)
+    if held is not None and held.over:
+        return held
     threads = torch.get_num_threads()
     torch.set_num_threads(cores())
     listening = signal.getsignal(signal.SIGINT)
     try:
-        with _quiet(), torch.random.fork_rng(devices=[]):
-            trainer = _trainer(run.options, module.segments, loggers)
-            trainer.fit(module, ckpt_path=held, weights_only=True)
-            if not trainer.interrupted:
+        with quiet(), torch.random.fork_rng(devices=[]):
+            made = trainer(run.options, module.segments, loggers)
+            made.fit(module, ckpt_path=checkpoints.last if held else None, weights_only=True)
+            if not made.interrupted:
                 return module.state
     except SystemExit as error:  # how Lightning ends after Ctrl-C
         raise KeyboardInterrupt from error
@@ -300,97 +302,3 @@ def fit(run: Run, checkpoints: Checkpoints, ears: Ears, loggers: list[Any]) -> S
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGINT, listening)  # Lightning goes deaf after the first Ctrl-C
     raise KeyboardInterrupt
-
-
-def _trainer(options: AdaptOptions, segments: int, loggers: list[Any]) -> lightning.Trainer:
-    mine = launch()
-    return lightning.Trainer(
-        accelerator="gpu" if torch.cuda.is_available() else "cpu",
-        devices=mine.local_count,
-        num_nodes=max(1, mine.count // mine.local_count),
-        strategy=strategy(options.strategy),
-        precision="bf16-mixed" if in_bf16(options.adapt_precision) else "32-true",
-        max_epochs=options.adapt_epochs * segments,
-        check_val_every_n_epoch=segments,
-        reload_dataloaders_every_n_epochs=1,
-        num_sanity_val_steps=0,
-        use_distributed_sampler=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        logger=loggers or False,
-        log_every_n_steps=1,
-    )
-
-
-def strategy(name: str) -> Any:
-    """How the processes of this launch share the network.
-
-    Raises:
-        OptionError: FSDP is asked for without a GPU.
-    """
-    from lightning.pytorch.strategies import DDPStrategy
-
-    gpu = torch.cuda.is_available()
-    if name == "fsdp":
-        if not gpu:
-            raise OptionError(
-                "GPUs for --strategy fsdp",
-                got="none on this machine",
-                fix="pass --strategy ddp, which runs on CPUs as well",
-            )
-        return "fsdp"
-    if launch().count == 1 and name == "auto":
-        return "auto"
-    return DDPStrategy(process_group_backend="nccl" if gpu else "gloo")
-
-
-def in_bf16(precision: str) -> bool:
-    """Whether steps compute in bfloat16."""
-    if precision == "auto":
-        return torch.cuda.is_bf16_supported() if torch.cuda.is_available() else multiplies_bf16()
-    return precision == "bf16"
-
-
-def loggers(names: tuple[str, ...], folder: Path, run: str) -> list[Any]:
-    """Lightning's own, for those who watch elsewhere.
-
-    Raises:
-        MissingDependency: what one of them writes with is not installed.
-    """
-    from lightning.pytorch import loggers as theirs
-
-    made: list[Any] = []
-    try:
-        if "tensorboard" in names:
-            made.append(theirs.TensorBoardLogger(str(folder), name=run))
-        if "mlflow" in names:
-            made.append(
-                theirs.MLFlowLogger(
-                    experiment_name="tlexport", run_name=run, save_dir=str(folder / "mlruns")
-                )
-            )
-    except ModuleNotFoundError as error:
-        raise MissingDependency(
-            f"what --log {' --log '.join(names)} writes with",
-            got=str(error).strip().split("\n")[0],
-            fix="install it: pip install tensorboard, or mlflow; or leave it out",
-        ) from error
-    return made
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep to ourselves what Lightning says of its own set-up."""
-    spoken = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
-    levels = [logger.level for logger in spoken]
-    for logger in spoken:
-        logger.setLevel(logging.ERROR)
-    with warnings.catch_warnings():
-        for about in ("GPU available", "Found .* in eval mode", "LeafSpec", "treespec"):
-            warnings.filterwarnings("ignore", message=f".*{about}")
-        try:
-            yield
-        finally:
-            for logger, level in zip(spoken, levels, strict=True):
-                logger.setLevel(level)

@@ -46,7 +46,7 @@ class Space:
     """What is searched, and `first`, which is tried before all else.
 
     `unfreeze` are the choices from the fewest blocks to the most, see `depths`; `augment` is the
-    strongest.
+    strongest, and a first weight decay of 0 is the only one.
     """
 
     first: Setting
@@ -155,9 +155,10 @@ def _done(study: optuna.Study) -> list[optuna.trial.FrozenTrial]:
 def _drawn(trial: optuna.Trial, space: Space) -> Setting:
     low, high = _around(space.learning_rate, space.first.learning_rate)
     rate = trial.suggest_float("learning_rate", low, high, log=True)
-    low, high = _around(space.weight_decay, space.first.weight_decay)
-    decay = trial.suggest_float("weight_decay", low, high, log=True)
-    depth, augment = 0, 0.0
+    decay, depth, augment = 0.0, 0, 0.0
+    if space.first.weight_decay:
+        low, high = _around(space.weight_decay, space.first.weight_decay)
+        decay = trial.suggest_float("weight_decay", low, high, log=True)
     if len(space.unfreeze) > 1:
         depth = trial.suggest_int("depth", 0, len(space.unfreeze) - 1)
     if space.augment:
@@ -207,7 +208,7 @@ def _found(done: list[optuna.trial.FrozenTrial], space: Space) -> Found:
     values = done[best].params
     setting = Setting(
         learning_rate=values["learning_rate"],
-        weight_decay=values["weight_decay"],
+        weight_decay=values.get("weight_decay", 0.0),
         unfreeze=space.unfreeze[values.get("depth", 0)],
         augment=values.get("augment", 0.0),
     )
