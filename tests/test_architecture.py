@@ -24,6 +24,7 @@ BELOW = {
     "preprocess": set(),
     "bundle": VOCABULARY,
     "measure": VOCABULARY,
+    "pages": VOCABULARY,
     "backbones": VOCABULARY | {"bundle"},
     "serving": VOCABULARY | {"bundle"},
     "tasks": VOCABULARY | {"bundle", "backbones", "preprocess"},
@@ -35,15 +36,21 @@ BELOW = {
     "runtimes": VOCABULARY | {"bundle", "networks", "arithmetic", "serving", "measure"},
     "diagnosis": VOCABULARY | {"bundle", "networks", "arithmetic", "targets", "measure"},
 }
+BELOW["traffic"] = VOCABULARY | {"bundle", "measure", "runtimes"}
+BELOW["inquiry"] = BELOW["traffic"] | {"tasks", "serving", "diagnosis"}
+BELOW["publishing"] = VOCABULARY | {"bundle", "measure", "serving", "runtimes", "inquiry"}
 BELOW["stages"] = VOCABULARY | set(BELOW)
 BELOW["pipeline"] = VOCABULARY | {"stages"}
-BELOW["cli"] = VOCABULARY | {"stages", "pipeline"}
+BELOW["cli"] = VOCABULARY | {"pages", "stages", "pipeline"}
 BELOW["__main__"] = {"cli"}
 PLUGINS = (
     *("backbones", "tasks", "importers", "targets", "runtimes", "diagnosis"),
-    *("stages", "preprocess"),
+    *("pages", "stages", "preprocess"),
 )
 """Rooms whose public files must not know each other."""
+
+LATE = ("tlexport.stages", "tlexport.pages", "tlexport.pipeline")
+"""What a command imports in its body alone: `--help` waits for none of it."""
 
 ADDRESSES = {
     "click": {"cli"},
@@ -79,19 +86,10 @@ ADDRESSES = {
     "obstore": {"serving.remote"},
     "tritonclient": {"runtimes._wire", "serving"},
     "PIL": {"preprocess.image"},
-    "jinja2": {
-        *(
-            "stages._page",
-            "stages._bench_page",
-            "stages._tune_page",
-            "stages._train_page",
-            "stages._select_page",
-        ),
-        "serving.manifests",
-    },
+    "jinja2": {"pages._template", "serving.manifests"},
     "mlperf_loadgen": {"measure.scenarios"},
     "openvino": {"runtimes.openvino"},
-    "pynvml": {"stages._gpus"},
+    "pynvml": {"traffic.gpus"},
     "tlexport": set(),
 }
 
@@ -171,7 +169,9 @@ def test_foreign_libraries_have_known_addresses(library: str) -> None:
 @pytest.mark.parametrize("name", sorted(n for n in MODULES if n.split(".")[0] == "cli"))
 def test_the_command_line_starts_without_the_stages(name: str) -> None:
     for full in imports(MODULES[name], top_only=True):
-        assert not full.startswith(("tlexport.stages", "tlexport.pipeline")), f"{name}: {full}"
+        assert not full.startswith(("tlexport.stages", "tlexport.pages", "tlexport.pipeline")), (
+            f"{name}: {full}"
+        )
 
 
 @pytest.mark.parametrize("name", sorted(MODULES))

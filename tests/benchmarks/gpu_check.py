@@ -136,7 +136,7 @@ def _opens(name: str, bundle: Path, budget: RuntimeOptions, finding: Finding) ->
     try:
         runtime = connect(name, home, budget)
         try:
-            from tlexport.stages._asker import Asker
+            from tlexport.traffic.asker import Asker
 
             asker = Asker(runtime, home.golden(), BATCHES)
             for batch in BATCHES:

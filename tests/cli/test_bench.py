@@ -12,7 +12,7 @@ from tlexport.cli.bench import draw
 from tlexport.environment import environment
 from tlexport.measure import stats
 from tlexport.reports import BenchReport, BenchRow, Interval
-from tlexport.stages import _cells as cells
+from tlexport.traffic import cells
 
 QUICK = (
     "--rounds",

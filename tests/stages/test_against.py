@@ -3,7 +3,7 @@ import pytest
 from bench_reports import interval, report, row
 
 from tlexport.errors import OptionError, RegressionError
-from tlexport.stages import _against as against
+from tlexport.stages import against
 
 
 def test_the_same_is_no_regression():

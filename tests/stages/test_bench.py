@@ -9,11 +9,11 @@ from tlexport.bundle import Bundle
 from tlexport.errors import BundleError, OptionError, ServerError, SpecError
 from tlexport.options import BenchOptions, PackageOptions, RuntimeOptions
 from tlexport.reports import BenchReport
-from tlexport.stages import _cells as cells
 from tlexport.stages.bench import bench
 from tlexport.stages.package import package
 from tlexport.stages.serve import serve
 from tlexport.stages.verify import verify
+from tlexport.traffic import cells
 
 QUICK = {"rounds": 6, "max_rounds": 6, "round_s": 0.03, "warmup": 1}
 

@@ -11,8 +11,8 @@ import small_bundles
 from tlexport.errors import OptionError, ServerError
 from tlexport.measure import stats
 from tlexport.options import BenchOptions, RuntimeOptions, read_slo
-from tlexport.stages import _cells as cells
 from tlexport.stages.bench import bench
+from tlexport.traffic import cells
 
 QUICK = {"rounds": 6, "max_rounds": 6, "round_s": 0.04, "warmup": 1}
 

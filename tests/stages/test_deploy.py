@@ -26,11 +26,11 @@ from tlexport.errors import (
     TlexportError,
 )
 from tlexport.options import DeployOptions, PackageOptions, RollbackOptions, ServeOptions
+from tlexport.publishing import change, gate
 from tlexport.reports import DeployReport
 from tlexport.serving import choice, config, repository, rollout
 from tlexport.serving.client import Client, parse
 from tlexport.serving.standing import admitted
-from tlexport.stages import _change, _gate
 from tlexport.stages.deploy import deploy
 from tlexport.stages.package import package
 from tlexport.stages.rollback import rollback
@@ -80,7 +80,7 @@ def running(tmp_path_factory, made):
 @pytest.fixture(autouse=True)
 def hasty(monkeypatch):
     """The embedded server takes a second to unload a model: only one test waits for it."""
-    monkeypatch.setattr(_change, "GONE_S", 0.0)
+    monkeypatch.setattr(change, "GONE_S", 0.0)
 
 
 @pytest.fixture
@@ -119,7 +119,7 @@ def serving(server, name="insects"):
 
 
 def in_service(server):
-    return _change.Change(server.grpc, "insects", 30).served("insects")
+    return change.Change(server.grpc, "insects", 30).served("insects")
 
 
 def answer(server):
@@ -175,7 +175,7 @@ def test_a_first_version_then_the_next_then_back(made, place, server):
 def test_a_candidate_is_gone_before_the_version_loads_in_its_place(
     made, place, server, monkeypatch
 ):
-    monkeypatch.setattr(_change, "GONE_S", 30.0)
+    monkeypatch.setattr(change, "GONE_S", 30.0)
     deploy(made[0], place, options(server))
     states = []
     real = Client.load
@@ -229,7 +229,7 @@ def test_a_version_that_answers_wrong_never_serves(made, place, server, tmp_path
 
 def test_a_version_that_fails_in_its_place_is_taken_back(made, place, server, monkeypatch):
     deploy(made[0], place, options(server))
-    real = _gate.ArrayQuestion.ask
+    real = gate.ArrayQuestion.ask
 
     def otherwise(question, where, model, *rest):
         found = real(question, where, model, *rest)
@@ -237,7 +237,7 @@ def test_a_version_that_fails_in_its_place_is_taken_back(made, place, server, mo
             raise ServerError("an answer", got="none", fix="none")
         return found
 
-    monkeypatch.setattr(_gate.ArrayQuestion, "ask", otherwise)
+    monkeypatch.setattr(gate.ArrayQuestion, "ask", otherwise)
     report = deploy(made[1], place, options(server))
     assert (report.passed, report.served, report.version) == (False, 1, 2)
     assert serves(server, 0)

@@ -24,10 +24,10 @@ from tlexport.options import (
     RollbackOptions,
     ServeOptions,
 )
+from tlexport.publishing.raw_gate import RawQuestion
 from tlexport.serving import choice, config, pipeline, repository, rollout
 from tlexport.serving.client import Client, parse
 from tlexport.serving.standing import admitted
-from tlexport.stages._raw_gate import RawQuestion
 from tlexport.stages.deploy import deploy
 from tlexport.stages.package import package
 from tlexport.stages.predict import predict

@@ -35,8 +35,8 @@ ASKED = RuntimeOptions(artifact="onnx-fp16")
 
 @pytest.fixture(autouse=True)
 def _short_race(monkeypatch):
-    monkeypatch.setattr("tlexport.stages._race.ROUND_S", 0.01)
-    monkeypatch.setattr("tlexport.stages._race.SETTLE_S", 0.0)
+    monkeypatch.setattr("tlexport.traffic.race.ROUND_S", 0.01)
+    monkeypatch.setattr("tlexport.traffic.race.SETTLE_S", 0.0)
 
 
 @pytest.fixture

@@ -12,10 +12,10 @@ import tiny_audio
 import tiny_text
 
 from tlexport.options import ExportOptions, RuntimeOptions, TrainOptions
-from tlexport.stages import _race
 from tlexport.stages.export import export
 from tlexport.stages.train import train
 from tlexport.stages.verify import verify
+from tlexport.traffic import race
 
 IMAGES = (
     "timm/test_resnet",
@@ -78,8 +78,8 @@ def bundle(request, tmp_path_factory) -> Path:
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
 def test_a_healthy_export_passes(bundle: Path, precision: str, monkeypatch) -> None:
-    monkeypatch.setattr(_race, "ROUNDS", 3)  # how fast it is does not matter here
-    monkeypatch.setattr(_race, "ROUND_S", 0.01)
+    monkeypatch.setattr(race, "ROUNDS", 3)  # how fast it is does not matter here
+    monkeypatch.setattr(race, "ROUND_S", 0.01)
     made = export(bundle, ExportOptions(precision=precision, calibration="minmax"))
     report = verify(bundle, runtime=RuntimeOptions(artifact=made.artifact))
     assert report.passed, [c.reason for c in report.checks if not c.passed] + [*report.causes]

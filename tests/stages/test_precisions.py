@@ -21,10 +21,10 @@ from tlexport.options import ExportOptions, ImportOptions, RuntimeOptions, Train
 from tlexport.reports import ExportReport
 from tlexport.runtimes import connect
 from tlexport.stages import _lowering
-from tlexport.stages._race import race
 from tlexport.stages.export import export
 from tlexport.stages.import_ import import_model
 from tlexport.stages.train import train
+from tlexport.traffic.race import race
 
 INT8 = {"precision": "int8", "calibration": "minmax"}
 
@@ -32,8 +32,8 @@ INT8 = {"precision": "int8", "calibration": "minmax"}
 @pytest.fixture(autouse=True)
 def _short_race(monkeypatch):
     """A race of these networks is over in a moment; its own test takes the usual time."""
-    monkeypatch.setattr("tlexport.stages._race.ROUND_S", 0.01)
-    monkeypatch.setattr("tlexport.stages._race.SETTLE_S", 0.0)
+    monkeypatch.setattr("tlexport.traffic.race.ROUND_S", 0.01)
+    monkeypatch.setattr("tlexport.traffic.race.SETTLE_S", 0.0)
 
 
 @pytest.fixture
@@ -423,7 +423,7 @@ def test_a_place_that_cannot_be_written_is_told(tiny):
 
 def test_efficientnet_keeps_its_accuracy_on_photos_it_never_saw(photos, tmp_path, monkeypatch):
     """Real weights, real photos: half to train and calibrate, half to judge."""
-    monkeypatch.setattr("tlexport.stages._race.ROUND_S", 0.1)
+    monkeypatch.setattr("tlexport.traffic.race.ROUND_S", 0.1)
     for label in sorted(photos.iterdir()):
         for number, path in enumerate(sorted(label.iterdir())):
             part = tmp_path / "photos" / ("val" if number % 2 else "train") / label.name
@@ -443,7 +443,7 @@ def test_efficientnet_keeps_its_accuracy_on_photos_it_never_saw(photos, tmp_path
 
 
 def test_a_race_finds_the_faster_one(monkeypatch):
-    monkeypatch.setattr("tlexport.stages._race.ROUND_S", 0.03)
+    monkeypatch.setattr("tlexport.traffic.race.ROUND_S", 0.03)
     found = race(lambda: time.sleep(0.001), lambda: time.sleep(0.004))
     assert found.low > 1.5
     assert found.low <= found.value <= found.high

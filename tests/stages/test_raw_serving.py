@@ -376,8 +376,8 @@ def test_the_next_version_is_taken_up_under_traffic(tmp_path, capsys):
 
 def test_half_precision_at_both_ends(tmp_path, monkeypatch):
     """The steps write and read float16 where the model's tensors are so."""
-    monkeypatch.setattr("tlexport.stages._race.ROUND_S", 0.01)
-    monkeypatch.setattr("tlexport.stages._race.SETTLE_S", 0.0)
+    monkeypatch.setattr("tlexport.traffic.race.ROUND_S", 0.01)
+    monkeypatch.setattr("tlexport.traffic.race.SETTLE_S", 0.0)
     home = shutil.copytree(piped.bundle("sounds"), tmp_path / "b")
     export(home, ExportOptions(precision="fp16", io_precision="fp16"))
     asked, batches = RuntimeOptions(artifact="onnx-fp16"), VerifyOptions(max_batch=piped.BATCH)

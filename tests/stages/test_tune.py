@@ -21,12 +21,12 @@ from tlexport.reports import LoadPoint, TunedSettings, TuneReport, TuneTrial
 from tlexport.runtimes import connect
 from tlexport.serving import config
 from tlexport.stages import tune as stage
-from tlexport.stages._ladder import Rungs, climb, score
 from tlexport.stages._space import Search, space
 from tlexport.stages.lint import lint
 from tlexport.stages.package import package
 from tlexport.stages.serve import serve
 from tlexport.stages.tune import tune
+from tlexport.traffic.ladder import Rungs, climb, score
 
 QUICK = {"window_s": 0.05, "concurrency": 2, "rounds": 6, "windows": 3, "slo": "p90=2s"}
 BRIEF = "--concurrency 1 --window-s 0.05 --windows 3 --rounds 6"

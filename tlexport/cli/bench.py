@@ -57,21 +57,23 @@ def command(
       tlexport bench demo/digits.bundle --against old.json --max-regression 10%
     """
     from tlexport.cli import _bench_tables, _terminal
-    from tlexport.stages import _against, _bench_page
+    from tlexport.pages import bench as bench_page
+    from tlexport.pages import hold_place
+    from tlexport.stages import against as earlier_report
     from tlexport.stages.bench import bench
 
     options, runtime = record(BenchOptions, values), record(RuntimeOptions, values)
     allowed = _share(max_regression)
-    earlier = _against.read(against) if against is not None else None
+    earlier = earlier_report.read(against) if against is not None else None
     if page is not None:
-        _bench_page.hold_place(page)
+        hold_place(page)
     with _terminal.progress() as tell:
         report = bench(bundle, options, runtime, progress=tell)
     if page is not None:
-        _bench_page.write(report, page, ["tlexport", *sys.argv[1:]])
+        bench_page.write(report, page, ["tlexport", *sys.argv[1:]])
     _terminal.show(report, as_json, _bench_tables.draw)
     if earlier is not None:
-        _against.hold(report, earlier, allowed)
+        earlier_report.hold(report, earlier, allowed)
     if report.unstable:
         raise unsettled(report.unstable[0])
 

@@ -47,16 +47,18 @@ def command(data: Path, as_json: bool, page: Path | None, **values: Any) -> None
       tlexport select reviews.csv --task text-classification --examples 500
     """
     from tlexport.cli import _terminal
-    from tlexport.stages import _bench_page, _choice, _select_page
+    from tlexport.pages import hold_place
+    from tlexport.pages import select as select_page
+    from tlexport.stages import _choice
     from tlexport.stages.select import select
 
     options = record(SelectOptions, values, data=record(DataOptions, values))
     if page is not None:
-        _bench_page.hold_place(page)
+        hold_place(page)
     with _terminal.progress() as tell:
         report = select(data, options, progress=tell)
     if page is not None:
-        _select_page.write(report, page, ["tlexport", *sys.argv[1:]])
+        select_page.write(report, page, ["tlexport", *sys.argv[1:]])
     _terminal.show(report, as_json, draw)
     _choice.hold(report, options)
 

@@ -29,11 +29,11 @@ from tlexport.files import atomic_folder, cache_folder, sha256_of_json, write_at
 from tlexport.options import Entry, ExportOptions, RuntimeOptions, SelectOptions, TrainOptions
 from tlexport.progress import Progress
 from tlexport.stages import _usable
-from tlexport.stages._asker import MOST_QUESTIONS
-from tlexport.stages._cells import Cell, Point
-from tlexport.stages._clients import Order, client
 from tlexport.stages._extractor import in_onnxruntime
 from tlexport.tasks import Example, Examples, Learner
+from tlexport.traffic.asker import MOST_QUESTIONS
+from tlexport.traffic.cells import Cell, Point
+from tlexport.traffic.clients import Order, client
 from tlexport.training import crossing, features, finish
 
 NAME = "candidate"

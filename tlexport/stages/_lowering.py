@@ -19,8 +19,8 @@ from tlexport.progress import Progress
 from tlexport.reports import AccuracyCost, Interval, PrecisionReport
 from tlexport.spec import rows
 from tlexport.stages._labelled import Answer, Labelled
-from tlexport.stages._race import race
 from tlexport.targets._lowering import Lowered, Lowering, Wish
+from tlexport.traffic.race import race
 
 POINT = 0.01
 """What a form may cost to be chosen for its speed, where no other limit is given."""

@@ -17,11 +17,11 @@ from tlexport.options import BenchOptions, RuntimeOptions
 from tlexport.progress import Progress, silent
 from tlexport.reports import BenchReport
 from tlexport.runtimes import yardstick_of
-from tlexport.stages import _gpus, _max_rate
-from tlexport.stages._asker import questions, small_heap
-from tlexport.stages._bench_rows import row
-from tlexport.stages._cells import Cell, Point, plan_of
-from tlexport.stages._clients import Client, Order, client
+from tlexport.traffic import gpus, max_rate
+from tlexport.traffic.asker import questions, small_heap
+from tlexport.traffic.cells import Cell, Point, plan_of
+from tlexport.traffic.clients import Client, Order, client
+from tlexport.traffic.rows import row
 
 logger = logging.getLogger(__name__)
 
@@ -72,7 +72,7 @@ def bench(
         grid = _grid(home, options, clients)
         for cell in (cell for line in grid for cell in line):
             cell.warm_up(options.warmup)
-        with _gpus.watched() as watch:
+        with gpus.watched() as watch:
             _measure(grid, options, progress)
         report = msgspec.structs.replace(
             _report(home, options, runtime, grid), gpus=tuple(map(dict, watch.told()))
@@ -116,7 +116,7 @@ def _measure(grid: Grid, options: BenchOptions, progress: Progress) -> None:
         progress("bench", done, len(cells))
         if options.find_max_rate:
             told = f"{cell.client.name}, batch {cell.batch}"
-            _max_rate.find(cell, options, functools.partial(progress, told))
+            max_rate.find(cell, options, functools.partial(progress, told))
         else:
             cell.play(plan_of(cell, options), options.rounds)
     progress("bench", len(cells), len(cells))

@@ -6,16 +6,16 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tlexport.bundle import Bundle
+from tlexport.inquiry.steps import pipeline_around
 from tlexport.options import DeployOptions
 from tlexport.progress import Progress, silent
+from tlexport.publishing import gate
+from tlexport.publishing.change import Change, Move
+from tlexport.publishing.raw_gate import RawQuestion
+from tlexport.publishing.version import GOLDEN_KEPT, Proven, hold_rules, proven_version
 from tlexport.reports import DeployReport
 from tlexport.serving import pipeline, repository, rollout, store
 from tlexport.serving.store import Store
-from tlexport.stages import _gate
-from tlexport.stages._change import Change, Move
-from tlexport.stages._pipeline import pipeline_around
-from tlexport.stages._raw_gate import RawQuestion
-from tlexport.stages._version import GOLDEN_KEPT, Proven, hold_rules, proven_version
 
 
 def deploy(
@@ -75,7 +75,7 @@ def _deployed(
     move = Move(
         names=names,
         number=number,
-        questions=_questions(home, proven, made, packaging.max_batch or max(_gate.BATCHES)),
+        questions=_questions(home, proven, made, packaging.max_batch or max(gate.BATCHES)),
         publish=lambda name, beside: rollout.publish(work.folder, name, number, beside),
     )
     fault = change.run(work, move)
@@ -102,11 +102,11 @@ def _deployed(
 
 def _questions(
     home: Bundle, proven: Proven, made: pipeline.Pipeline | None, largest: int
-) -> dict[str, _gate.Question]:
+) -> dict[str, gate.Question]:
     """All golden samples for the model, and all golden files for the pipeline around it."""
     name = proven.new.settings.name
-    arrays = _gate.of_bundle(home, proven.report, largest)
-    found: dict[str, _gate.Question] = {name: arrays}
+    arrays = gate.of_bundle(home, proven.report, largest)
+    found: dict[str, gate.Question] = {name: arrays}
     if made is not None:
         found[pipeline.pipeline_of(name)] = RawQuestion(
             files=made.raw,

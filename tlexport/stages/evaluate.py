@@ -6,12 +6,12 @@ from contextlib import ExitStack, closing
 from pathlib import Path
 
 from tlexport.bundle import Bundle
+from tlexport.inquiry.tally import Tally, labelled, refuse_broken, tally
 from tlexport.measure.stats import paired_difference, wilson
 from tlexport.options import EvaluateOptions, RuntimeOptions
 from tlexport.progress import Progress, silent
 from tlexport.reports import Agreement, ClassScore, EvaluateReport
 from tlexport.runtimes import connect
-from tlexport.stages._tally import Tally, labelled, refuse_broken, tally
 
 LISTED = 20
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 from tlexport.bundle import Bundle
+from tlexport.inquiry.steps import pipeline_around
 from tlexport.options import PackageOptions
 from tlexport.progress import Progress, silent
+from tlexport.publishing.version import GOLDEN_KEPT, hold_rules, proven_version
 from tlexport.reports import PackageReport
 from tlexport.serving import config, pipeline, repository, store
-from tlexport.stages._pipeline import pipeline_around
-from tlexport.stages._version import GOLDEN_KEPT, hold_rules, proven_version
 
 
 def package(

@@ -10,12 +10,12 @@ from tlexport import plugins
 from tlexport.bundle import Bundle
 from tlexport.errors import DataError
 from tlexport.files import is_file, text_of
+from tlexport.inquiry.steps import raw_answers
 from tlexport.options import PredictOptions, RuntimeOptions
 from tlexport.reports import Prediction, PredictReport
 from tlexport.runtimes import Runtime, connect, yardstick_of
 from tlexport.serving import pipeline
 from tlexport.spec import rows
-from tlexport.stages._pipeline import raw_answers
 
 
 def predict(

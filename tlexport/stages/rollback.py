@@ -6,15 +6,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tlexport.errors import OptionError, RepositoryError
+from tlexport.inquiry.truth import SHARES
 from tlexport.options import RollbackOptions
 from tlexport.progress import Progress, silent
+from tlexport.publishing.change import Change, Move
+from tlexport.publishing.gate import BATCHES, ArrayQuestion, Question
+from tlexport.publishing.raw_gate import RawQuestion
 from tlexport.reports import RollbackReport
 from tlexport.serving import pipeline, repository, rollout, store
 from tlexport.serving.store import Store
-from tlexport.stages._change import Change, Move
-from tlexport.stages._gate import BATCHES, ArrayQuestion, Question
-from tlexport.stages._raw_gate import RawQuestion
-from tlexport.stages._truth import SHARES
 
 
 def rollback(

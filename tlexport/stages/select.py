@@ -19,11 +19,11 @@ from tlexport.measure import ranking, stats
 from tlexport.options import Entry, SelectOptions
 from tlexport.progress import Progress, silent
 from tlexport.reports import Interval, LeftOut, SelectReport, SelectRow
-from tlexport.stages._asker import small_heap
-from tlexport.stages._cells import Cell, first_error
 from tlexport.stages._choice import choose, command
 from tlexport.stages._contender import Contender, Field, contenders, readable
 from tlexport.tasks import Example, Examples
+from tlexport.traffic.asker import small_heap
+from tlexport.traffic.cells import Cell, first_error
 from tlexport.training import folds
 from tlexport.training.crossing import Crossed, crossed
 from tlexport.training.head import Labelled

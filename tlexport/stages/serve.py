@@ -12,6 +12,8 @@ import numpy as np
 from tlexport.bundle import read_tensors
 from tlexport.environment import cores
 from tlexport.errors import RepositoryError, ServerError
+from tlexport.inquiry.steps import held, raw_answers
+from tlexport.inquiry.truth import SHARES
 from tlexport.options import RuntimeOptions, ServeOptions
 from tlexport.progress import Progress, silent
 from tlexport.reports import ServedModel, ServeReport
@@ -20,8 +22,6 @@ from tlexport.serving import choice, pipeline, remote, repository
 from tlexport.serving.lint import lint
 from tlexport.serving.server import Server
 from tlexport.spec import Tensors
-from tlexport.stages._pipeline import held, raw_answers
-from tlexport.stages._truth import SHARES
 
 TOLERANCE = 1e-3
 """Largest difference from a golden answer, as a share of the outputs' scale: a smoke test of the

@@ -16,6 +16,7 @@ from tlexport.errors import BundleError, DataError
 from tlexport.files import atomic_folder, cache_folder, text_of, write_atomic
 from tlexport.measure.stats import wilson
 from tlexport.options import TrainOptions
+from tlexport.pages.train import page
 from tlexport.progress import Progress, silent
 from tlexport.reports import TrainReport
 from tlexport.stages import _usable
@@ -23,7 +24,6 @@ from tlexport.stages._extractor import in_onnxruntime
 from tlexport.stages._fitted import Fitted, csv_of
 from tlexport.stages._output import model_name as model_name
 from tlexport.stages._output import refuse_existing
-from tlexport.stages._train_page import page
 from tlexport.tasks import Example, Examples, Learner
 from tlexport.training import features, finish, head
 from tlexport.training.split import split

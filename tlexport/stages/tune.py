@@ -20,18 +20,18 @@ from tlexport.options import (
     TuneOptions,
     read_slo,
 )
+from tlexport.pages.tune import page
 from tlexport.progress import Progress, silent
+from tlexport.publishing.version import proven_version
 from tlexport.reports import Interval, TunedSettings, TuneReport, TuneTrial
 from tlexport.serving import choice, config, repository
 from tlexport.serving.client import Client, parse
 from tlexport.serving.server import Server
-from tlexport.stages._clients import Client as AskingClient
-from tlexport.stages._clients import Order, client
-from tlexport.stages._ladder import Loaded, Rungs, climb, score
-from tlexport.stages._race import in_turns
 from tlexport.stages._space import BETTER, Search, space
-from tlexport.stages._tune_page import page
-from tlexport.stages._version import proven_version
+from tlexport.traffic.clients import Client as AskingClient
+from tlexport.traffic.clients import Order, client
+from tlexport.traffic.ladder import Loaded, Rungs, climb, score
+from tlexport.traffic.race import in_turns
 
 FOLDER = "tune"
 TRIED, STANDARD = "tried", "default"

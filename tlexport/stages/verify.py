@@ -18,18 +18,18 @@ from tlexport.diagnosis import Fault
 from tlexport.environment import environment
 from tlexport.errors import BundleError, ExportError, SpecError
 from tlexport.files import write_atomic
+from tlexport.inquiry.causes import Case, causes, faults, walk_of
+from tlexport.inquiry.extremes import extremes
+from tlexport.inquiry.questions import SERVED_LABELS, Inquiry
+from tlexport.inquiry.raw_files import hold_pipeline
+from tlexport.inquiry.truth import Truth
 from tlexport.measure.stats import mcnemar, paired_difference
 from tlexport.options import RuntimeOptions, VerifyOptions
+from tlexport.pages.parity import page
 from tlexport.progress import Progress, silent
 from tlexport.reports import AccuracyChange, Cause, Decided, ParityReport, Walk
 from tlexport.runtimes import Runtime, connect, reference_of
 from tlexport.spec import Probe
-from tlexport.stages._causes import Case, causes, faults, walk_of
-from tlexport.stages._extremes import extremes
-from tlexport.stages._inquiry import SERVED_LABELS, Inquiry
-from tlexport.stages._page import page
-from tlexport.stages._raw_inquiry import hold_pipeline
-from tlexport.stages._truth import Truth
 
 logger = logging.getLogger(__name__)
 
@@ -189,7 +189,7 @@ def _accuracy(
     progress: Progress,
 ) -> AccuracyChange:
     """Candidate and reference on the same labelled examples."""
-    from tlexport.stages._tally import labelled, refuse_broken, tally  # tasks import torch
+    from tlexport.inquiry.tally import labelled, refuse_broken, tally  # tasks import torch
 
     data = str(options.data)
     examples = labelled(home, data, options.columns)

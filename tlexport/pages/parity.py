@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 
-import jinja2
-
+from tlexport.pages._template import filled
 from tlexport.reports import GraphStep, ParityReport
 
-TEMPLATE = Path(__file__).with_name("parity.html.j2")
 WIDTH, HEIGHT, MARGIN = 720, 240, 44
 LOWEST = 1e-2
 """Ratios below are drawn at the foot of the chart."""
@@ -17,12 +14,9 @@ LOWEST = 1e-2
 
 def page(report: ParityReport) -> str:
     """One self-contained HTML page: verdict, causes, the graph's errors as SVG, every check."""
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
     steps = report.walk.steps if report.walk is not None else ()
-    return template.render(
+    return filled(
+        "parity.html.j2",
         report=report,
         chart=_chart(steps, report.factor),
         first=report.walk.first if report.walk is not None else None,

@@ -14,12 +14,11 @@ from serving.processes import descendants, gone, until
 from tlexport.errors import ServerError, SpecError, TlexportError
 from tlexport.measure.scenarios import Plan
 from tlexport.options import BenchOptions, PackageOptions, RuntimeOptions
-from tlexport.stages import _cells as cells
-from tlexport.stages import _clients
-from tlexport.stages._clients import Order, client
 from tlexport.stages.bench import bench
 from tlexport.stages.package import package
 from tlexport.stages.serve import serve
+from tlexport.traffic import cells, clients
+from tlexport.traffic.clients import Order, client
 
 
 @pytest.fixture(scope="module")
@@ -164,7 +163,7 @@ def test_a_server_killed_under_load_is_counted_and_said(home, place, monkeypatch
         server = [p for p in descendants(os.getpid()) if "tritonserver" in _command(p)]
         assert server
         killer = threading.Timer(0.4, lambda: [os.kill(pid, signal.SIGKILL) for pid in server])
-        closed_loop, asked = _clients.Processes.closed_loop, []
+        closed_loop, asked = clients.Processes.closed_loop, []
 
         def first_kills(*arguments):
             asked.append(arguments)
@@ -172,7 +171,7 @@ def test_a_server_killed_under_load_is_counted_and_said(home, place, monkeypatch
                 killer.start()
             return closed_loop(*arguments)
 
-        monkeypatch.setattr(_clients.Processes, "closed_loop", first_kills)
+        monkeypatch.setattr(clients.Processes, "closed_loop", first_kills)
         (row,) = bench(home, options, budget).rows
     assert row.requests > 20  # of the first turn, and of the second until it died
     assert row.errors >= 5

@@ -8,34 +8,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import jinja2
-
-from tlexport.errors import OptionError
-from tlexport.files import hold_writable, write_atomic
+from tlexport.files import write_atomic
+from tlexport.pages._template import filled
 from tlexport.reports import BenchReport, BenchRow
 
-TEMPLATE = Path(__file__).with_name("bench.html.j2")
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, FOOT = 460, 260, 50, 26, 20, 34
 COLOURS = 8
 SHARES = [place / 50 for place in range(51)]
 MARKED = (0.0, 0.5, 0.9, 0.99)
 """Percentiles that have a line of their own along the axis of the distributions."""
-
-
-def hold_place(path: Path) -> None:
-    """Tell before the work, not after it, that the page cannot be written.
-
-    Raises:
-        OptionError: its folder is missing or not to be written to.
-    """
-    try:
-        hold_writable(path)
-    except OSError as error:
-        raise OptionError(
-            f"a place for the page {str(path)!r}",
-            got=f"{error.strerror or error}",
-            fix="name a file in a folder that exists and may be written to",
-        ) from error
 
 
 def write(report: BenchReport, path: Path, command: Sequence[str]) -> None:
@@ -45,13 +26,10 @@ def write(report: BenchReport, path: Path, command: Sequence[str]) -> None:
 
 def page(report: BenchReport, command: Sequence[str]) -> str:
     """Tables, latency distributions, throughput against latency, where the time goes, machine."""
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
     names = list(dict.fromkeys(row.runtime for row in report.rows))
     colours = {name: place % COLOURS for place, name in enumerate(names)}
-    return template.render(
+    return filled(
+        "bench.html.j2",
         report=report,
         command=shlex.join(command),
         groups=_groups(report),

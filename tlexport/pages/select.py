@@ -9,12 +9,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import jinja2
-
 from tlexport.files import write_atomic
+from tlexport.pages._template import decades, filled
 from tlexport.reports import SelectReport, SelectRow
 
-TEMPLATE = Path(__file__).with_name("select.html.j2")
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, FOOT = 720, 400, 60, 30, 30, 46
 SMALLEST_PX, LARGEST_PX = 5.0, 20.0
 """Radius of a network's disc: its area grows with the size of the file."""
@@ -30,11 +28,9 @@ def write(report: SelectReport, path: Path, command: Sequence[str]) -> None:
 
 def page(report: SelectReport, command: Sequence[str]) -> str:
     """The choice, the plot with its front, a row per network, how sure the ranking is."""
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    return filled(
+        "select.html.j2", report=report, command=shlex.join(command), chart=_chart(report)
     )
-    template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
-    return template.render(report=report, command=shlex.join(command), chart=_chart(report))
 
 
 def _chart(report: SelectReport) -> dict[str, Any]:
@@ -77,7 +73,7 @@ def _chart(report: SelectReport) -> dict[str, Any]:
         "points": points,
         "labels": _labels(points),
         "front": _steps(front),
-        "columns": [{"x": across(each), "label": f"{each:g}"} for each in _round(low, high)],
+        "columns": [{"x": across(each), "label": f"{each:g}"} for each in decades(low, high)],
         "rows": [{"y": height(each), "label": f"{each:.0%}"} for each in _shares(foot, top)],
     }
 
@@ -121,13 +117,6 @@ def _labels(points: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 def _meet(one: dict[str, Any], other: dict[str, Any]) -> bool:
     apart: bool = one["from"] > other["to"] or other["from"] > one["to"]
     return not apart and abs(one["y"] - other["y"]) < LINE_PX
-
-
-def _round(low: float, high: float) -> list[float]:
-    """1, 2 and 5 of every power of ten in between."""
-    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    ticks = [digit * 10.0**power for power in powers for digit in (1, 2, 5)]
-    return [tick for tick in ticks if low <= tick <= high]
 
 
 def _shares(foot: float, top: float) -> list[float]:

@@ -17,8 +17,8 @@ from tlexport.measure.load import Load
 from tlexport.measure.scenarios import Outcome, Plan
 from tlexport.options import BenchOptions, read_slo
 from tlexport.reports import RateTrial, Steadiness, Verdict
-from tlexport.stages._asker import MOST_QUESTIONS
-from tlexport.stages._clients import Client
+from tlexport.traffic.asker import MOST_QUESTIONS
+from tlexport.traffic.clients import Client
 
 logger = logging.getLogger("tlexport.stages.bench")
 

@@ -12,13 +12,13 @@ from tlexport.bundle import Artifact, Bundle, encode
 from tlexport.environment import cores, versions
 from tlexport.errors import BundleError, OptionError, ParityError, RepositoryError
 from tlexport.files import sha256_of, sha256_of_json
+from tlexport.inquiry.truth import SHARES
 from tlexport.options import FACTOR, PackageOptions
 from tlexport.reports import ParityReport
 from tlexport.serving import config, repository
 from tlexport.serving.lint import lint
 from tlexport.serving.releases import oldest_that_reads, readers, release
 from tlexport.spec import cast, rows
-from tlexport.stages._truth import SHARES
 
 WIDEST_TOLERANCE = 0.01
 """A report that lets more pass, as a share of the outputs' scale, proves nothing."""

@@ -12,13 +12,13 @@ from tlexport import plugins
 from tlexport.bundle import Artifact, Bundle
 from tlexport.diagnosis import Fault
 from tlexport.errors import TlexportError
+from tlexport.inquiry.questions import SERVED_LABELS, Inquiry
 from tlexport.measure.causes import explanations, other_inputs
 from tlexport.measure.compare import difference, scale_of
 from tlexport.options import RuntimeOptions, VerifyOptions
 from tlexport.reports import Cause, GraphStep, ShapeParity, Walk
 from tlexport.runtimes import connect
 from tlexport.spec import Tensors, rows
-from tlexport.stages._inquiry import SERVED_LABELS, Inquiry
 
 logger = logging.getLogger(__name__)
 

@@ -8,8 +8,8 @@ import re
 import pytest
 
 from tlexport.environment import environment
+from tlexport.pages import select as page
 from tlexport.reports import Interval, LeftOut, SelectReport, SelectRow
-from tlexport.stages import _select_page as page
 
 COMMAND = ["tlexport", "select", "my photos", "--report", "select.html"]
 

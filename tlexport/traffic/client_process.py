@@ -10,8 +10,8 @@ from typing import Any
 from tlexport.bundle import Bundle
 from tlexport.errors import TlexportError
 from tlexport.runtimes import connect
-from tlexport.stages._asker import Asker, small_heap
-from tlexport.stages._clients import Order
+from tlexport.traffic.asker import Asker, small_heap
+from tlexport.traffic.clients import Order
 
 
 def main(pipe: Connection) -> None:

@@ -9,13 +9,13 @@ import msgspec
 import numpy as np
 
 from tlexport.bundle import Bundle
+from tlexport.inquiry.steps import NEAR
+from tlexport.inquiry.truth import SHARES, asked
 from tlexport.measure.compare import difference, flips, scale_of
 from tlexport.options import RuntimeOptions
 from tlexport.reports import GateCheck, ParityReport
 from tlexport.runtimes import connect
 from tlexport.spec import ModelSpec, Tensors, rows
-from tlexport.stages._pipeline import NEAR
-from tlexport.stages._truth import SHARES, asked
 
 BATCHES = (1, 2, 8)
 """Rows to a request, and the largest batch beside them."""

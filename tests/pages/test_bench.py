@@ -10,7 +10,8 @@ from bench_reports import everything, report, row
 from PIL import Image
 
 from tlexport.errors import OptionError
-from tlexport.stages import _bench_page as page
+from tlexport.pages import bench as page
+from tlexport.pages import hold_place
 
 COMMAND = ["tlexport", "bench", "a b.bundle", "--batch", "1"]
 SHADES = {"light": "1", "dark": "0"}
@@ -123,8 +124,8 @@ def test_a_report_with_little_in_it_has_a_page_too():
 def test_a_place_that_cannot_be_written_is_told_before_the_work(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(OptionError, match="a place for the page"):
-        page.hold_place(tmp_path / "file" / "bench.html")
-    page.hold_place(tmp_path / "bench.html")
+        hold_place(tmp_path / "file" / "bench.html")
+    hold_place(tmp_path / "bench.html")
     assert not (tmp_path / "bench.html").exists()
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from tlexport.measure.load import Load
 from tlexport.options import BenchOptions, read_slo
 from tlexport.reports import RateTrial, Verdict
-from tlexport.stages._cells import Cell, plan_of
+from tlexport.traffic.cells import Cell, plan_of
 
 CLOSE = 0.05
 """The search ends where the bracket is this narrow."""

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import msgspec
 
+from tlexport.inquiry.steps import Held, Told, held, raw_answers
 from tlexport.options import RuntimeOptions
+from tlexport.publishing.gate import chunks, sizes
 from tlexport.reports import GateCheck
 from tlexport.runtimes import connect
 from tlexport.serving import pipeline
-from tlexport.stages._gate import chunks, sizes
-from tlexport.stages._pipeline import Held, Told, held, raw_answers
 
 MISSING = float("inf")
 """How far off it is to give no number."""

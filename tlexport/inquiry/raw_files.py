@@ -13,14 +13,14 @@ import msgspec
 import numpy as np
 
 from tlexport.errors import SpecError, TlexportError
+from tlexport.inquiry.causes import PIPELINE, Case
+from tlexport.inquiry.steps import ROUNDED, Told, raw_answers
+from tlexport.inquiry.truth import one_by_one
 from tlexport.measure.causes import other_inputs
 from tlexport.reports import Cause, ShapeParity
 from tlexport.runtimes import connect
 from tlexport.serving import pipeline
 from tlexport.spec import Tensors, cast
-from tlexport.stages._causes import PIPELINE, Case
-from tlexport.stages._pipeline import ROUNDED, Told, raw_answers
-from tlexport.stages._truth import one_by_one
 
 if TYPE_CHECKING:
     from tlexport.tasks import Decisions  # tasks import torch

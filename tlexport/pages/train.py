@@ -3,26 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
-import jinja2
-
+from tlexport.pages._template import filled
 from tlexport.reports import AdaptReport, TrainReport
 
-TEMPLATE = Path(__file__).with_name("train.html.j2")
 WIDTH, HEIGHT, MARGIN = 720, 240, 44
 
 
 def page(report: TrainReport) -> str:
     """One self-contained HTML page: curves of loss and accuracy as SVG, every epoch and trial."""
     assert report.adapted is not None
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
-    return template.render(
-        report=report, adapted=report.adapted, charts=[_losses(report.adapted), _right(report)]
+    return filled(
+        "train.html.j2",
+        report=report,
+        adapted=report.adapted,
+        charts=[_losses(report.adapted), _right(report)],
     )
 
 

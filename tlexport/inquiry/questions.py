@@ -9,6 +9,7 @@ import numpy as np
 
 from tlexport.bundle import Golden
 from tlexport.errors import TlexportError
+from tlexport.inquiry.truth import Bar, Bars, Truth, asked, one_by_one
 from tlexport.measure.compare import all_alike, flips, scale_of
 from tlexport.measure.floor import Judged
 from tlexport.options import VerifyOptions
@@ -16,7 +17,6 @@ from tlexport.progress import Progress
 from tlexport.reports import LabelFlip, ShapeParity
 from tlexport.runtimes import Runtime
 from tlexport.spec import Probe, Tensors, rows
-from tlexport.stages._truth import Bar, Bars, Truth, asked, one_by_one
 
 SIZES = (1, 2, 7)
 """Batch sizes asked besides the largest: one, the smallest real batch, an odd one."""

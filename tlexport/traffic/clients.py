@@ -20,7 +20,7 @@ from tlexport.measure.load import Load, joined
 from tlexport.measure.scenarios import Outcome, Plan
 from tlexport.options import RuntimeOptions
 from tlexport.runtimes import connect
-from tlexport.stages._asker import Asker
+from tlexport.traffic.asker import Asker
 
 START_S = 120.0
 """Longest wait for a client process to open its runtime."""
@@ -185,7 +185,7 @@ class _Process:
         with theirs:
             number = theirs.fileno()
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "tlexport.stages._client_process", str(number)],
+                [sys.executable, "-m", "tlexport.traffic.client_process", str(number)],
                 pass_fds=(number,),
                 env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))},
                 stdin=subprocess.DEVNULL,

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from tlexport.stages import _gpus as gpus
+from tlexport.traffic import gpus
 
 
 class Nvml:

@@ -3,27 +3,20 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 from typing import Any
 
-import jinja2
-
 from tlexport.options import read_slo
+from tlexport.pages._template import decades, filled
 from tlexport.reports import LoadPoint, TuneReport, TuneTrial
 
-TEMPLATE = Path(__file__).with_name("tune.html.j2")
 WIDTH, HEIGHT, MARGIN = 720, 380, 56
 
 
 def page(report: TuneReport) -> str:
     """One self-contained HTML page: the verdict, every load as a point, every setting as a row."""
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters |= {"settings": told, "number": number}
-    template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
     ordered = sorted(report.trials, key=_reached, reverse=True)
-    return template.render(report=report, chart=_chart(report), trials=ordered)
+    shown = {"report": report, "chart": _chart(report), "trials": ordered}
+    return filled("tune.html.j2", settings=told, number=number, **shown)
 
 
 def told(trial: TuneTrial) -> str:
@@ -82,7 +75,7 @@ def _chart(report: TuneReport) -> dict[str, Any]:
         "top": MARGIN,
         "lines": lines,
         "limit": across(limit_ms),
-        "columns": [{"x": across(each), "label": f"{each:g}"} for each in _decades(low, high)],
+        "columns": [{"x": across(each), "label": f"{each:g}"} for each in decades(low, high)],
         "rows": [{"y": height(top * n / 4), "label": number(top * n / 4)} for n in range(5)],
     }
 
@@ -90,10 +83,3 @@ def _chart(report: TuneReport) -> dict[str, Any]:
 def _dot(point: LoadPoint, x: float, y: float) -> dict[str, Any]:
     text = f"{point.concurrency} in flight: {point.items_per_s:.3g}/s, {point.quantile_ms:.3g} ms"
     return {"x": x, "y": y, "told": text}
-
-
-def _decades(low: float, high: float) -> list[float]:
-    """1, 2 and 5 of every power of ten in between."""
-    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    ticks = [digit * 10.0**power for power in powers for digit in (1, 2, 5)]
-    return [tick for tick in ticks if low <= tick <= high]

@@ -7,7 +7,7 @@ import numpy as np
 from tlexport.measure import stats
 from tlexport.options import BenchOptions
 from tlexport.reports import BenchRow, Interval, TimeSpent
-from tlexport.stages._cells import Cell, first_error
+from tlexport.traffic.cells import Cell, first_error
 
 QUANTILES = (0.5, 0.9, 0.95, 0.99)
 DRAWN = np.linspace(0, 1, 51)

@@ -8,13 +8,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from tlexport.errors import ParityError, RepositoryError, ServerError, TlexportError
+from tlexport.publishing.gate import Question
 from tlexport.reports import Fault, GateCheck
 from tlexport.serving import repository, rollout
 from tlexport.serving.client import Client, parse
 from tlexport.serving.pipeline import whole
 from tlexport.serving.rollout import Before, candidate_of
 from tlexport.serving.store import Store
-from tlexport.stages._gate import Question
 
 GONE_S = 15.0
 POLL_S = 0.05

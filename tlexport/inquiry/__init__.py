@@ -1,0 +1,1 @@
+"""What a candidate is asked, what is true, and why it differs."""

@@ -1,0 +1,1 @@
+"""How a version comes into service: proven, gated, put back."""

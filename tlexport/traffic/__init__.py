@@ -1,0 +1,1 @@
+"""Load on a runtime: who asks, how often, and what came of it."""
