@@ -93,6 +93,22 @@ def _whole(variables: Mapping[str, str], name: str) -> int:
     return int(text)
 
 
+def hold_alone(verb: str) -> None:
+    """Refuse what several processes would each do: write one file, serve at one port, be timed.
+
+    Raises:
+        OptionError: this is one of several processes that were launched together.
+    """
+    mine = launch()
+    if mine.count > 1:
+        raise OptionError(
+            f"one process for {verb}",
+            got=f"process {mine.rank + 1} of {mine.count} that were launched together",
+            fix="launch `tlexport train` alone by torchrun or srun: it divides the work; what "
+            "follows it runs once, without them",
+        )
+
+
 def environment() -> Environment:
     """The environment of this process, read now."""
     return Environment(

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import msgspec
 
+from tlexport.environment import hold_alone
 from tlexport.errors import ParityError
 from tlexport.options import (
     BenchOptions,
@@ -43,9 +44,11 @@ def run(
     failure wrote stays: the bundle, and the features in the cache.
 
     Raises:
+        OptionError: several processes were launched together; only `train` divides its work.
         ParityError: the export, or the served model, does not answer as the original does.
         TlexportError: what a stage raises.
     """
+    hold_alone("the whole job")
     options = options or RunOptions()
     output = str(output)
 

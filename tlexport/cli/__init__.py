@@ -22,6 +22,10 @@ ORDER = [
 """The order of the work; any other command follows by name."""
 
 
+LAUNCHED = ("train",)
+"""Commands whose work several processes of one launch share."""
+
+
 class Commands(click.Group):
     """Finds commands in this folder and imports one only when it is asked for."""
 
@@ -72,6 +76,11 @@ def tlexport(debug: bool) -> None:
     logger = logging.getLogger("tlexport")
     logger.handlers = [handler]
     logger.setLevel(logging.DEBUG if debug else logging.WARNING)
+    from tlexport.environment import hold_alone
+
+    asked = click.get_current_context().invoked_subcommand
+    if asked not in LAUNCHED:
+        hold_alone(f"`tlexport {asked}`")
 
 
 def main(args: list[str] | None = None) -> None:
