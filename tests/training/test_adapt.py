@@ -148,7 +148,7 @@ def test_the_bundle_answers_as_the_report_says(whole, scans) -> None:
 
 
 @pytest.mark.timeout(400)
-def test_a_killed_run_goes_on_and_ends_with_the_same_weights(
+def test_a_stopped_run_goes_on_and_ends_with_the_same_weights(
     whole, scans, options, asked, tmp_path, monkeypatch
 ):
     monkeypatch.setattr(engine, "SEGMENT", 3)
@@ -161,27 +161,35 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_weights(
         "import sys; from tlexport.training import engine; engine.SEGMENT = 3; "
         "from tlexport.cli import main; main(sys.argv[1:])"
     )
-    draw, kills, seen = random.Random(1), 0, 0.0
+    draw, stops, seen = random.Random(1), [signal.SIGTERM, signal.SIGINT, signal.SIGKILL], 0.0
     while True:
         process = subprocess.Popen(
-            [sys.executable, "-c", start, "train", str(scans), "-o", str(output), *asked]
+            [sys.executable, "-c", start, "train", str(scans), "-o", str(output), *asked],
+            stderr=subprocess.PIPE,
+            text=True,
         )
         wanted, until = draw.uniform(0.05, 0.9), None
         while process.poll() is None:
             newest = max((p.stat().st_mtime for p in runs.glob("*/*/last.ckpt")), default=0.0)
-            if newest > seen and until is None and kills < 2:
+            if newest > seen and until is None and stops:
                 seen, until = newest, time.monotonic() + wanted
             if until is not None and time.monotonic() > until:
-                process.send_signal(signal.SIGKILL)
-                process.wait()
-                kills += 1
-                seen = max((p.stat().st_mtime for p in runs.glob("*/*/last.ckpt")), default=0.0)
+                process.send_signal(stops[-1])
                 break
             time.sleep(0.01)
-        if process.returncode != -signal.SIGKILL:
-            assert process.returncode == 0
+        _, told = process.communicate(timeout=60)
+        seen = max((p.stat().st_mtime for p in runs.glob("*/*/last.ckpt")), default=0.0)
+        if process.returncode == 0:
             break
-    assert kills == 2
+        assert not output.exists()
+        if stops.pop() == signal.SIGKILL:
+            assert process.returncode == -signal.SIGKILL
+            continue
+        assert process.returncode == 130
+        assert told.split() == (
+            "What is done so far is kept: the same command goes on from there. Stopped."
+        ).split()
+    assert not stops
     assert digest(output) == digest(whole[0])
     report = Bundle(output).report("train", TrainReport)
     assert report is not None
