@@ -242,3 +242,32 @@ def python(code: str, *args: str) -> subprocess.CompletedProcess[str]:
         timeout=120,
         check=False,
     )
+
+
+@pytest.mark.parametrize("way", ["write_atomic", "atomic_folder", "scratch_folder"])
+def test_a_signal_right_after_the_making_leaves_nothing(way, tmp_path, monkeypatch):
+    def then_stopped(real):
+        def made(path, *args, **kwargs):
+            stream = real(path, *args, **kwargs)
+            if not path.name.startswith("."):
+                return stream
+            if stream is not None:
+                stream.close()
+            raise KeyboardInterrupt
+
+        return made
+
+    target = tmp_path / "b"
+    monkeypatch.setattr(Path, "mkdir", then_stopped(Path.mkdir))
+    monkeypatch.setattr(Path, "open", then_stopped(Path.open))
+    with pytest.raises(KeyboardInterrupt):
+        if way == "write_atomic":
+            write_atomic(target, b"new")
+        elif way == "atomic_folder":
+            with atomic_folder(target):
+                raise AssertionError
+        else:
+            with files.scratch_folder(tmp_path, ".b."):
+                raise AssertionError
+    monkeypatch.undo()
+    assert not list(tmp_path.iterdir())

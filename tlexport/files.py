@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import secrets
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -32,12 +33,10 @@ def write_atomic(path: Path, data: bytes) -> None:
     Raises:
         BundleError: the folder is read-only, the disk is full, or the name is taken by a folder.
     """
-    temporary = None
+    temporary = _beside(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        temporary = Path(name)
-        with os.fdopen(handle, "wb") as stream:
+        with temporary.open("xb") as stream:
             stream.write(data)
             stream.flush()
             os.fsync(stream.fileno())
@@ -46,9 +45,28 @@ def write_atomic(path: Path, data: bytes) -> None:
     except OSError as error:
         raise cannot_write(path, error) from error
     finally:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # no folder, no file in it
+            temporary.unlink()
     sync_folder(path.parent)
+
+
+def _beside(path: Path, mark: str = "") -> Path:
+    """A hidden name next to `path`; known before anything has it, so that it can be cleared away.
+
+    A signal may come between a file's making and the line after it.
+    """
+    return path.parent / f".{path.name}.{mark}{secrets.token_hex(6)}"
+
+
+@contextlib.contextmanager
+def scratch_folder(parent: Path, prefix: str) -> Iterator[Path]:
+    """A new folder in `parent` that is gone after the block, wherever a signal stops it."""
+    folder = parent / f"{prefix}{secrets.token_hex(6)}"
+    try:
+        folder.mkdir(mode=0o700)
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextlib.contextmanager
@@ -66,10 +84,10 @@ def atomic_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
             got="it exists already",
             fix="name another folder, or pass --force to replace it",
         )
-    temporary = None
+    temporary = _beside(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+        temporary.mkdir()
         temporary.chmod(0o755)
         yield temporary
         for file in temporary.rglob("*"):
@@ -79,24 +97,23 @@ def atomic_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
     except OSError as error:
         raise cannot_write(path, error) from error
     finally:
-        if temporary is not None:
-            shutil.rmtree(temporary, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _swap(new: Path, path: Path) -> None:
-    aside = None
-    if path.exists():
-        aside = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.old."))
-        path.rename(aside / path.name)
+    aside = _beside(path, "old.")
+    older = aside / path.name
     try:
+        if path.exists():
+            aside.mkdir()
+            path.rename(older)
         new.rename(path)
-    except OSError:
-        if aside is not None:
-            (aside / path.name).rename(path)
+    except BaseException:
+        if older.exists() and not path.exists():
+            older.rename(path)
         raise
     finally:
-        if aside is not None:
-            shutil.rmtree(aside, ignore_errors=True)
+        shutil.rmtree(aside, ignore_errors=True)
     sync_folder(path.parent)
 
 

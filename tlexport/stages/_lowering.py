@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import tempfile
 from collections.abc import Collection
 from pathlib import Path
 from types import ModuleType
@@ -14,6 +13,7 @@ import msgspec
 from tlexport import plugins
 from tlexport.bundle import Artifact, Bundle
 from tlexport.errors import ExportError, OptionError
+from tlexport.files import scratch_folder
 from tlexport.options import ExportOptions
 from tlexport.progress import Progress
 from tlexport.reports import AccuracyCost, Interval, PrecisionReport
@@ -77,8 +77,7 @@ class Precision:
         Raises:
             ExportError: the model cannot be lowered, or no way holds the accuracy.
         """
-        with tempfile.TemporaryDirectory(dir=self._bundle.root, prefix=".export.") as name:
-            place = Path(name)
+        with scratch_folder(self._bundle.root, ".export.") as place:
             (place / "work").mkdir()
             self._place, self._fp32 = place, self._target.open_file(file)
             way = self._target.lowering(self._options.precision, self._wish(file, place / "work"))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,7 +11,7 @@ import msgspec
 from tlexport import plugins
 from tlexport.bundle import Artifact, Bundle
 from tlexport.errors import BundleError, ExportError
-from tlexport.files import cannot_write, hold_writable
+from tlexport.files import cannot_write, hold_writable, scratch_folder
 from tlexport.options import ExportOptions
 from tlexport.progress import Progress, silent
 from tlexport.reports import Candidate, ExportReport, PrecisionReport
@@ -58,9 +57,9 @@ def _fp32(bundle: Bundle, options: ExportOptions, progress: Progress) -> ExportR
         return _report(bundle, current, options, reused=True)
     progress(f"export to {options.target}", 0, 1)
     try:
-        with tempfile.TemporaryDirectory(dir=bundle.root, prefix=".export.") as folder:
-            artifact = target.export(bundle, Path(folder), options)
-            bundle.add_artifact(artifact, Path(folder))
+        with scratch_folder(bundle.root, ".export.") as folder:
+            artifact = target.export(bundle, folder, options)
+            bundle.add_artifact(artifact, folder)
     except OSError as error:
         raise cannot_write(bundle.root, error) from error
     progress(f"export to {options.target}", 1, 1)
@@ -83,9 +82,9 @@ def _source(bundle: Bundle, options: ExportOptions, progress: Progress) -> Itera
     """
     plain = _plain(options)
     if _current(bundle, plain) is None and _current(bundle, plain, any_release=True) is not None:
-        with tempfile.TemporaryDirectory(dir=bundle.root, prefix=".export.") as name:
+        with scratch_folder(bundle.root, ".export.") as folder:
             target = plugins.load("targets", options.target)
-            yield Path(name) / target.export(bundle, Path(name), plain).file
+            yield folder / target.export(bundle, folder, plain).file
     else:
         name = _fp32(bundle, plain, progress).artifact
         yield bundle.artifact_file(bundle.artifact(name))
