@@ -103,18 +103,6 @@ def digits_bundle(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     return bundle
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    """Each of several workers keeps to its share of the cores, and so does what it starts.
-
-    Otherwise threads of one worker would spin where another one works.
-    """
-    worker = getattr(config, "workerinput", None)
-    if worker is not None and hasattr(os, "sched_setaffinity"):
-        mine, count = int(worker["workerid"].removeprefix("gw")), int(worker["workercount"])
-        allowed = sorted(os.sched_getaffinity(0))
-        os.sched_setaffinity(0, allowed[mine::count] or allowed)
-
-
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]):
     """Where TLEXPORT_CI is set every part is there, so a skip is a failure."""

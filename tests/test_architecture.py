@@ -70,6 +70,7 @@ ADDRESSES = {
     "torchvision": {"backbones.torchvision", "tasks._augment_images"},
     "peft": {"training.lora"},
     "lightning": {"training"},
+    "mlflow": {"training.trackers"},
     "timm": {"backbones.timm"},
     "torchmetrics": {"tasks"},
     "transformers": {"backbones", "importers"},

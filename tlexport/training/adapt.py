@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -20,7 +21,7 @@ from tlexport.options import TrainOptions
 from tlexport.progress import Progress
 from tlexport.reports import AdaptReport, EpochReport, TrialReport
 from tlexport.tasks import Example, Learner
-from tlexport.training import engine, lora, norms, trainer, trials
+from tlexport.training import engine, lora, norms, trackers, trainer, trials
 from tlexport.training.blocks import Block, blocks, choose
 from tlexport.training.checkpoint import Checkpoints
 from tlexport.training.features import digest_of_state
@@ -33,9 +34,6 @@ VERSION = 1
 
 GENTLE, BOLD = 1e-4, 1e-3
 """Highest rates where none is asked for: of trained weights, and of what starts from nothing."""
-
-RUNS = Path("runs")
-"""Where TensorBoard and MLflow find theirs, below the folder one is in."""
 
 PROBE = 2
 """Examples of the forward pass that tells the order of blocks and what has gradients."""
@@ -109,7 +107,7 @@ def hold(options: TrainOptions) -> None:
     """
     wanted, mine = options.adapt, launch()
     trainer.strategy(wanted.strategy)
-    trainer.loggers(wanted.logs, RUNS, "")
+    trackers.hold(wanted.logs)
     if wanted.lora:
         lora.hold()
     asked = (wanted.devices or mine.local_count) * wanted.nodes
@@ -244,7 +242,10 @@ class _Trial:
             so_far.append(report)
             self._desk.note(so_far)
 
-        loggers = trainer.loggers(options.adapt.logs, RUNS, self._desk.folder.name)
+        name = f"{self._desk.folder.name}-{checkpoints.folder.name}"
+        loggers = trackers.trackers(options.adapt.logs, name)
+        for each in loggers:
+            each.log_hyperparams(self._told(setting))
         ears = engine.Ears(progress=self._desk.progress, hopeless=hopeless, note=note)
         state = engine.fit(run, checkpoints, ears, loggers)
         if options.adapt.lora:
@@ -259,6 +260,12 @@ class _Trial:
             augment=setting.augment,
             pruned=state.pruned,
         )
+
+    def _told(self, setting: Setting) -> dict[str, Any]:
+        """A way as those who watch elsewhere read it."""
+        asked = self._work.options
+        adapt = msgspec.to_builtins(asked.adapt) | msgspec.to_builtins(setting)
+        return {"backbone": asked.backbone, "task": asked.task, "seed": asked.seed, **adapt}
 
     def taken(self, setting: Setting) -> tuple[torch.nn.Linear, AdaptReport]:
         """The network as that way left it at its best, in evaluation mode and without wrappers."""

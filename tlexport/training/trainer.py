@@ -1,4 +1,4 @@
-"""Lightning's trainer: devices, processes, precision, loggers."""
+"""Lightning's trainer: devices, processes, precision."""
 
 from __future__ import annotations
 
@@ -6,14 +6,13 @@ import contextlib
 import logging
 import warnings
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import lightning
 import torch
 
 from tlexport.environment import launch, multiplies_bf16
-from tlexport.errors import MissingDependency, OptionError
+from tlexport.errors import OptionError
 from tlexport.options import AdaptOptions
 
 
@@ -66,33 +65,6 @@ def in_bf16(precision: str) -> bool:
     if precision == "auto":
         return torch.cuda.is_bf16_supported() if torch.cuda.is_available() else multiplies_bf16()
     return precision == "bf16"
-
-
-def loggers(names: tuple[str, ...], folder: Path, run: str) -> list[Any]:
-    """Lightning's own, for those who watch elsewhere.
-
-    Raises:
-        MissingDependency: what one of them writes with is not installed.
-    """
-    from lightning.pytorch import loggers as theirs
-
-    made: list[Any] = []
-    try:
-        if "tensorboard" in names:
-            made.append(theirs.TensorBoardLogger(str(folder), name=run))
-        if "mlflow" in names:
-            made.append(
-                theirs.MLFlowLogger(
-                    experiment_name="tlexport", run_name=run, save_dir=str(folder / "mlruns")
-                )
-            )
-    except ModuleNotFoundError as error:
-        raise MissingDependency(
-            f"what --log {' --log '.join(names)} writes with",
-            got=str(error).strip().split("\n")[0],
-            fix="install it: pip install tensorboard, or mlflow; or leave it out",
-        ) from error
-    return made
 
 
 @contextlib.contextmanager
