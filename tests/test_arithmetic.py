@@ -65,3 +65,35 @@ def test_values_are_rounded_as_the_format_rounds(how):
     marks = torch.tensor([torch.finfo(torch.float32).min, float("-inf"), float("inf")])
     assert torch.equal(rounded(marks, SIGNIFICANT[how]), marks)
     assert torch.equal(rounded(torch.arange(3), 11), torch.arange(3))
+
+
+@pytest.mark.filterwarnings("ignore:Using padding='same'")
+@pytest.mark.parametrize(
+    ("size", "kernel", "window"),
+    [
+        ((15, 16), (3, 3), {"padding": 1}),
+        ((16, 15), (5, 5), {"stride": 2, "padding": 2}),
+        ((9, 10), (3, 3), {"stride": 2, "dilation": 2}),
+        ((9, 7), (1, 3), {"stride": (3, 1), "padding": (1, 2), "dilation": (1, 2)}),
+        ((30,), (4,), {"stride": 2, "padding": 3}),
+        ((30,), (4,), {"padding": "same"}),
+        ((5, 6, 7), (3, 1, 2), {"padding": (1, 0, 1)}),
+    ],
+)
+@pytest.mark.parametrize("biased", [True, False])
+@pytest.mark.parametrize("batch", [(), (2,)])
+def test_each_channel_by_itself_is_convolved_as_pytorch_does_it(
+    batch, size, kernel, window, biased
+):
+    torch.manual_seed(0)
+    x, weight = torch.randn(*batch, 6, *size), torch.randn(6, 1, *kernel)
+    bias = torch.randn(6) if biased else None
+    convolve = (torch.nn.functional.conv1d, torch.nn.functional.conv2d, torch.nn.functional.conv3d)[
+        len(size) - 1
+    ]
+    wide = None if bias is None else bias.double()
+    want = convolve(x.double(), weight.double(), wide, groups=6, **window)
+    with torch.no_grad(), arithmetic("float64"):
+        got = convolve(x, weight, bias, groups=6, **window)
+    assert got.dtype == torch.float64
+    torch.testing.assert_close(got, want, rtol=1e-12, atol=1e-12)

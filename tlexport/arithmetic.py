@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Iterator
 from typing import Any
 
@@ -46,6 +47,9 @@ class Float64(TorchDispatchMode):
         """Widen what goes in, dtypes that are asked for by name, and what comes out."""
         given = (args, kwargs or {})
         wide, named = pytree.tree_map(_wider, given)
+        if func is aten.convolution.default and _is_depthwise(*wide[:2], *wide[6:9]):
+            x, weight, bias = wide[:3]
+            return _depthwise(x, weight, bias, wide[3:6])
         answer = func(*wide, **named)
         if func._schema.is_mutable:  # what it wrote to may be a copy: hand it back
             leaves = zip(pytree.tree_leaves(given), pytree.tree_leaves((wide, named)), strict=True)
@@ -113,6 +117,42 @@ def rounded(x: Any, bits: int) -> Any:
         return x
     spread = x * float(2 ** (24 - bits) + 1)
     return torch.where(x.abs() < LARGE, spread - (spread - x), x)
+
+
+def _is_depthwise(
+    x: torch.Tensor, weight: torch.Tensor, transposed: bool, _: Any, groups: int
+) -> bool:
+    return not transposed and groups == x.shape[1] == weight.shape[0] > 1
+
+
+def _depthwise(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    window: tuple[list[int], list[int], list[int]],
+) -> torch.Tensor:
+    """A convolution of each channel by itself, as a sum over the kernel's places.
+
+    In float64 PyTorch runs one convolution per channel, which takes ten times as long. Shapes:
+    x [batch, channels, *size], weight [channels, 1, *kernel] -> [batch, channels, *size]; window is
+    stride, padding and dilation by axis.
+    """
+    stride, padding, dilation = window
+    axes = x.ndim - 2
+    around = [edge for width in reversed(padding) for edge in (width, width)]
+    x = torch.nn.functional.pad(x, around)
+    spans = [d * (k - 1) + 1 for d, k in zip(dilation, weight.shape[2:], strict=True)]
+    sizes = [(n - span) // s + 1 for n, span, s in zip(x.shape[2:], spans, stride, strict=True)]
+    answer = x.new_zeros((*x.shape[:2], *sizes))
+    factors = weight.flatten(1).T.reshape(-1, x.shape[-axes - 1], *[1] * axes)
+    places = itertools.product(*map(range, weight.shape[2:]))
+    for factor, place in zip(factors, places, strict=True):
+        seen: list[Any] = [
+            slice(at * d, at * d + s * (n - 1) + 1, s)
+            for at, d, s, n in zip(place, dilation, stride, sizes, strict=True)
+        ]
+        answer.addcmul_(x[(..., *seen)], factor)
+    return answer if bias is None else answer.add_(bias.reshape(-1, *[1] * axes))
 
 
 def _wider(x: Any) -> Any:
