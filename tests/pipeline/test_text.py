@@ -43,13 +43,17 @@ def trained(snippets: Path, tmp_path_factory) -> Path:
 
 
 @pytest.mark.parametrize("source", LEAST)
-def test_transfer_reaches_its_mark_and_beats_random_weights(source, trained, snippets, tmp_path):
+def test_transfer_reaches_its_mark(source, trained):
     report = Bundle(trained / source).report("train", TrainReport)
     assert report.accuracy.value >= LEAST[source]
+
+
+def test_random_weights_do_not(trained, snippets, tmp_path):
+    report = Bundle(trained / "movie").report("train", TrainReport)
     random = TrainOptions(
-        task=MINILM.task, backbone=MINILM.backbone, val_fraction=0.3, weights="random"
+        task=MINILM.task, backbone=MINILM.backbone, val_fraction=0.3, weights="random", trials=3
     )
-    bottom = train(snippets / f"{source}.csv", tmp_path / "random", random)
+    bottom = train(snippets / "movie.csv", tmp_path / "random", random)
     assert report.accuracy.value >= bottom.accuracy.value + 0.10
 
 

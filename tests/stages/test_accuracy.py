@@ -50,7 +50,7 @@ def cross_validated(folds: list[tuple[Path, Path]], weights: str, place: Path) -
     """Share of the photos that a model which never saw them names right."""
     right = asked = 0
     for number, (seen, unseen) in enumerate(folds):
-        options = TrainOptions(backbone=BACKBONE, weights=weights, seed=number)
+        options = TrainOptions(backbone=BACKBONE, weights=weights, seed=number, trials=4)
         train(seen, place / str(number), options)
         report = evaluate(place / str(number), unseen)
         right += sum(report.confusion[n][n] for n in range(len(report.classes)))
