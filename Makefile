@@ -28,7 +28,7 @@ demo: $(INSTALLED)
 # Two workers, a file of tests each at a time: files share models and servers among their tests.
 # Passive waiting: idle threads of one test do not spin while the next one, or a server, works.
 test: $(INSTALLED) check
-	-@for data in photos snippets smollm2 speech crds prometheus s3; do $(BIN)/python tests/$$data.py > /dev/null 2>&1; done
+	-@for data in photos snippets smollm2 speech crds prometheus s3 azurite; do $(BIN)/python tests/$$data.py > /dev/null 2>&1; done
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -m 'not gpu' \
 	  -n $(JOBS) --dist loadfile --no-loadscope-reorder $(PYTEST)
 

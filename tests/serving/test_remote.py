@@ -13,6 +13,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import azurite
 import obstore
 import obstore.store
 import piped
@@ -58,13 +59,33 @@ def address():
         yield address
 
 
+@pytest.fixture(scope="module")
+def azure():
+    try:
+        azurite.fetch()
+    except (OSError, subprocess.CalledProcessError) as error:
+        pytest.skip(f"Azurite needs npm and a network: {error}")
+    with azurite.serve() as address:
+        yield address
+
+
 @pytest.fixture
-def url(address, monkeypatch):
-    """A new repository in the bucket."""
-    for name, value in s3.ENVIRONMENT.items():
+def url(request, monkeypatch):
+    """A new repository: in S3, and for those who ask in Azure."""
+    if getattr(request, "param", "S3") == "S3":
+        variables, address = s3.ENVIRONMENT, "AWS_ENDPOINT_URL"
+        monkeypatch.setenv(address, request.getfixturevalue("address"))
+        place = f"s3://{s3.BUCKET}"
+    else:
+        variables, address = azurite.ENVIRONMENT, "AZURE_STORAGE_ENDPOINT"
+        monkeypatch.setenv(address, request.getfixturevalue("azure"))
+        place = f"az://{azurite.CONTAINER}"
+    for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setenv("AWS_ENDPOINT_URL", address)
-    return f"s3://{s3.BUCKET}/prefix/{next(numbers)}"
+    return f"{place}/prefix/{next(numbers)}"
+
+
+everywhere = pytest.mark.parametrize("url", ["S3", "Azure"], indirect=True)
 
 
 @pytest.fixture(scope="module")
@@ -172,6 +193,7 @@ def slowly(monkeypatch):
         monkeypatch.setattr(obstore, name, later)
 
 
+@everywhere
 def test_packages_are_never_half_there_and_a_server_serves_them(made, url, tmp_path, slowly):
     with Watch(url, WHOLE) as watch:
         for number, bundle in enumerate((*made, *made), 1):
@@ -210,6 +232,7 @@ def behind(url, tmp_path, monkeypatch):
     server.stop()
 
 
+@everywhere
 def test_deploys_and_rollbacks_are_never_half_there(made, url, behind, slowly):
     options = DeployOptions(server=behind.grpc, keep_on_disk=2)
     back = RollbackOptions(server=behind.grpc)
@@ -300,6 +323,7 @@ def listened(monkeypatch, name, which):
     return heard
 
 
+@everywhere
 def test_a_moved_version_is_copied_within_the_store(made, url, behind, monkeypatch):
     sent = listened(monkeypatch, "put", 1)
     copied = listened(monkeypatch, "copy", 2)
@@ -330,6 +354,7 @@ def test_a_candidate_that_fails_leaves_the_store_as_it_was(made, url, behind, mo
     assert after == before
 
 
+@everywhere
 def test_writers_at_once_take_different_numbers(made, url):
     with ThreadPoolExecutor(3) as pool:
         futures = [pool.submit(package, made[n].root, url) for n in range(3)]
@@ -338,6 +363,7 @@ def test_writers_at_once_take_different_numbers(made, url):
         assert f"insects/{number}/tlexport.json" in objects(url)
 
 
+@everywhere
 def test_the_lock_of_a_killed_writer_is_free(made, url):
     code = HELD.format(url=url)
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as process:
@@ -364,6 +390,7 @@ def test_the_lock_of_a_dead_machine_is_taken_after_a_while(made, url, monkeypatc
     assert time.monotonic() - began > 1.5
 
 
+@everywhere
 def test_a_lock_that_was_lost_and_a_configuration_that_changed_stop_the_work(made, url):
     package(made[0], url)
     mine = remote.mirrored(url, list, waiting=lambda: None)
@@ -424,3 +451,33 @@ def test_wrong_places(made, url, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "obstore", None)
     with pytest.raises(MissingDependency, match=r"tlexport\[remote\]"):
         package(made[0], url)
+
+
+def test_wrong_places_in_azure(made, azure, monkeypatch):
+    monkeypatch.setenv("AZURE_STORAGE_ENDPOINT", azure)
+    with pytest.raises(RepositoryError, match="AZURE_STORAGE_ACCOUNT_NAME") as caught:
+        package(made[0], "az://models/x")
+    assert "Account must be specified" in caught.value.got
+    with pytest.raises(OptionError, match="as://ACCOUNT/CONTAINER/PREFIX"):
+        package(made[0], "as://models")
+    for name, value in azurite.ENVIRONMENT.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(RepositoryError) as caught:
+        package(made[0], "az://no-such-container/x")
+    assert caught.value.got == "ContainerNotFound (404 Not Found)"
+    monkeypatch.setenv("AZURE_STORAGE_ACCOUNT_KEY", "d3Jvbmc=")
+    with pytest.raises(RepositoryError) as caught:
+        package(made[0], "az://models/x")
+    assert caught.value.got == "AuthorizationFailure (403 Forbidden)"
+    assert "AZURE_STORAGE_ACCOUNT_KEY" in caught.value.fix
+
+
+def test_azure_as_triton_writes_it(made, azure, monkeypatch):
+    """The account stands in the URL; `lint` and a later `package` find what was put there."""
+    monkeypatch.setenv("AZURE_STORAGE_ENDPOINT", azure)
+    monkeypatch.setenv("AZURE_STORAGE_ACCOUNT_KEY", azurite.KEY)
+    place = f"as://{azurite.ACCOUNT}/{azurite.CONTAINER}/as/written"
+    assert [package(made[0], place).version for _ in range(2)] == [1, 2]
+    assert lint(place, LintOptions()).errors == 0
+    monkeypatch.setenv("AZURE_STORAGE_ACCOUNT_NAME", azurite.ACCOUNT)
+    assert lint(f"az://{azurite.CONTAINER}/as/written", LintOptions()).errors == 0

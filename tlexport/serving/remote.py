@@ -27,7 +27,17 @@ from tlexport.serving.lease import Lease
 from tlexport.serving.repository import GOLDEN, NUMBER, ORIGIN, OWN
 from tlexport.serving.standing import admit_only, admitted
 
-SCHEMES = ("s3", "gs", "az", "abfs", "abfss")
+CREDENTIALS = {
+    "s3": "AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_REGION",
+    "gs": "GOOGLE_APPLICATION_CREDENTIALS",
+    **dict.fromkeys(
+        ("az", "abfs", "abfss", "as"), "AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY"
+    ),
+}
+"""By scheme, the variables that say who one is; `as` is how Triton itself writes Azure."""
+ENDPOINTS = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT", "AZURE_STORAGE_ENDPOINT", "AZURE_ENDPOINT")
+"""Variables with the address of a store that is not the provider's own."""
+
 SMALL = (ORIGIN, OWN, GOLDEN, LABELS, pipeline.GOLDEN, WARMUP, pipeline.GOLDEN_FILES)
 """Files and folders of a version that are read; any other is a placeholder in the mirror."""
 
@@ -89,12 +99,12 @@ class Remote:
         try:
             yield
         except (OSError, self._objects.exceptions.BaseError) as error:
-            first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            scheme = self.shown.partition(":")[0]
             raise RepositoryError(
                 f"to work in the repository {self.shown!r}",
-                got=f"{type(error).__name__}: {first}",
-                fix="see that the bucket exists and that the credentials in the environment may "
-                "list, read, write and delete there",
+                got=_told(error),
+                fix="see that the bucket or container exists and that the credentials in the "
+                f"environment ({CREDENTIALS[scheme]}) may list, read, write and delete there",
             ) from error
 
     def _take(self, entry: dict[str, Any], whole: bool) -> None:
@@ -272,20 +282,34 @@ def _library() -> Any:
 
 def _opened(objects: Any, url: str) -> Any:
     scheme, _, rest = url.partition("://")
-    if scheme not in SCHEMES or not rest.strip("/"):
+    account, _, container = rest.partition("/")
+    if scheme not in CREDENTIALS or not (container if scheme == "as" else rest).strip("/"):
         raise OptionError(
-            "a folder, or a repository written s3://BUCKET/PREFIX, gs://... or az://...",
+            "a folder, or a repository written s3://BUCKET/PREFIX, gs://BUCKET/PREFIX, "
+            "az://CONTAINER/PREFIX or as://ACCOUNT/CONTAINER/PREFIX",
             got=repr(url),
             fix="write it so, without the address of the store: that is taken from the "
             "environment, such as AWS_ENDPOINT_URL",
         )
-    plain = os.environ.get("AWS_ENDPOINT_URL", "").startswith("http://")
-    more = {"client_options": {"allow_http": True}} if plain else {}
+    plain = any(os.environ.get(name, "").startswith("http://") for name in ENDPOINTS)
+    more: dict[str, Any] = {"client_options": {"allow_http": True}} if plain else {}
+    if scheme == "as":
+        url, more["config"] = f"az://{container}", {"azure_storage_account_name": account}
     try:
         return objects.store.from_url(url.rstrip("/"), **more)
     except objects.exceptions.BaseError as error:
         raise RepositoryError(
             f"a store at {url!r}",
-            got=str(error).splitlines()[0],
-            fix="set its credentials in the environment (AWS_..., GOOGLE_..., AZURE_STORAGE_...)",
+            got=_told(error),
+            fix=f"set its credentials in the environment ({CREDENTIALS[scheme]})",
         ) from error
+
+
+def _told(error: Exception) -> str:
+    """A store's refusal in a line: its code where it gives one, else what the library says."""
+    text = str(error).strip()
+    code = re.search(r"<Code>(\w+)</Code>", text)
+    status = re.search(r"status code: (\d+[\w ]*)", text)
+    if code is not None:
+        return f"{code[1]}" + (f" ({status[1].strip()})" if status else "")
+    return f"{type(error).__name__}: {(text.splitlines() or [''])[0]}"
