@@ -79,10 +79,9 @@ def _creation(address: str) -> urllib.request.Request:
     headers = {"x-ms-date": date, "x-ms-version": version}
     told = "".join(f"{name}:{value}\n" for name, value in headers.items())
     place = f"/{ACCOUNT}/{ACCOUNT}/{CONTAINER}\nrestype:container"
-    signed = hmac.new(
-        base64.b64decode(KEY), f"PUT{12 * chr(10)}{told}{place}".encode(), hashlib.sha256
-    )
-    headers["Authorization"] = f"SharedKey {ACCOUNT}:{base64.b64encode(signed.digest()).decode()}"
+    asked = "PUT" + 12 * "\n" + told + place
+    signed = hmac.digest(base64.b64decode(KEY), asked.encode(), "sha256")
+    headers["Authorization"] = f"SharedKey {ACCOUNT}:{base64.b64encode(signed).decode()}"
     url = f"{address}/{CONTAINER}?restype=container"
     return urllib.request.Request(url, method="PUT", headers={**headers, "Content-Length": "0"})
 
