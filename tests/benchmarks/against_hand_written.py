@@ -40,8 +40,9 @@ from tlexport.bundle import Bundle
 from tlexport.environment import cores
 from tlexport.errors import ServerError
 from tlexport.measure.load import Load, closed_loop
-from tlexport.measure.stats import ratio
+from tlexport.measure.stats import percentiles, ratio
 from tlexport.options import ExportOptions, PackageOptions, RuntimeOptions, TrainOptions
+from tlexport.reports import Interval
 from tlexport.stages.export import export
 from tlexport.stages.package import package
 from tlexport.stages.serve import serve
@@ -108,7 +109,7 @@ def installed(name: str, packages: tuple[str, ...]) -> Path:
     return folder / "bin/python"
 
 
-def prepared(root: Path) -> tuple[Path, Path]:
+def prepared(root: Path, queue_delay_us: int) -> tuple[Path, Path]:
     """A bundle of ResNet-18, verified in fp32 and int8, and the repository of both."""
     data, bundle = digits.write(root / "digits", per_class=8), root / "net.bundle"
     options = TrainOptions(backbone="torchvision/resnet18", weights="random", trials=1, golden=8)
@@ -118,7 +119,12 @@ def prepared(root: Path) -> tuple[Path, Path]:
         artifact = export(bundle, wish).artifact
         assert verify(bundle, runtime=RuntimeOptions(artifact=artifact)).passed
         options = PackageOptions(
-            name=precision, artifact=artifact, instances=1, threads=cores(), max_batch=8
+            name=precision,
+            artifact=artifact,
+            instances=1,
+            threads=cores(),
+            max_batch=8,
+            queue_delay_us=queue_delay_us,
         )
         package(bundle, root / "models", options)
     return bundle, root / "models"
@@ -176,11 +182,12 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--round-s", type=float, default=3.0)
     parser.add_argument("--concurrency", type=int, default=8)
+    parser.add_argument("--queue-delay-us", type=int, default=0, help="of tlexport's models")
     arguments = parser.parse_args()
     console = Console(highlight=False)
     with tempfile.TemporaryDirectory() as name, contextlib.ExitStack() as stack:
         root = Path(name)
-        bundle, repository = prepared(root)
+        bundle, repository = prepared(root, arguments.queue_delay_us)
         image = Bundle(bundle).golden().inputs["images"][:1]
         others = installed("frameworks", FRAMEWORKS)
         triton = installed("pytriton", PYTRITON)
@@ -215,19 +222,24 @@ def show(rivals: list[Rival], console: Console) -> None:
     counts = np.array([[load.answered for load in each.loads] for each in rivals], float)
     seconds = np.array([[load.busy_s for load in each.loads] for each in rivals])
     for place, rival in enumerate(rivals):
-        latencies = 1e3 * np.concatenate([load.latencies_s for load in rival.loads])
+        rounds = [1e3 * load.latencies_s for load in rival.loads]
+        told = percentiles(rounds, (0.5, 0.99), np.random.default_rng(0))
         found = ratio(
             counts[place], seconds[place], counts[0] / seconds[0], np.random.default_rng(0)
         )
         table.add_row(
             rival.name,
-            f"{np.median(latencies):.1f}",
-            f"{np.quantile(latencies, 0.99):.1f}",
+            *("-" if each is None else shown(each, 1) for each in told.values()),
             f"{counts[place].sum() / seconds[place].sum():.1f}",
-            f"{found.value:.2f} ({found.low:.2f} .. {found.high:.2f})",
+            shown(found, 2),
             str(sum(load.errors for load in rival.loads)),
         )
     console.print(table)
+
+
+def shown(found: Interval, digits: int) -> str:
+    """A figure with its 95 % interval over the rounds."""
+    return f"{found.value:.{digits}f} ({found.low:.{digits}f} .. {found.high:.{digits}f})"
 
 
 if __name__ == "__main__":
