@@ -229,7 +229,7 @@ def show(rivals: list[Rival], console: Console) -> None:
         )
         table.add_row(
             rival.name,
-            *("-" if each is None else shown(each, 1) for each in told.values()),
+            *("-" if each is None else shown(each, 1) for each in told),
             f"{counts[place].sum() / seconds[place].sum():.1f}",
             shown(found, 2),
             str(sum(load.errors for load in rival.loads)),
