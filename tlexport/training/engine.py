@@ -221,9 +221,6 @@ class Adapting(lightning.LightningModule):
         state.pruned = self.told.epoch(report)
         state.over = state.pruned or wild or epoch - state.best >= self.run_.patience
         trainer.should_stop = state.over
-        for logger in trainer.loggers:
-            values = {"loss": trained, "val_loss": loss, "val_accuracy": accuracy}
-            logger.log_metrics(values | {"learning_rate": max(rates)}, step=epoch)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Where the run is."""
@@ -271,12 +268,11 @@ class Ears:
     note: Callable[[EpochReport], None]
 
 
-def fit(run: Run, checkpoints: Checkpoints, ears: Ears, loggers: list[Any]) -> State:
+def fit(run: Run, checkpoints: Checkpoints, ears: Ears) -> State:
     """Fit the network in place, from a checkpoint where there is one; the best weights are kept.
 
     Raises:
         OptionError: the strategy is not possible here.
-        MissingDependency: a logger is not installed.
     """
     total = run.options.adapt_epochs * len(run.train.steps(run.seed, 1))
     told = _Told(ears.progress, total, ears.hopeless, ears.note)
@@ -291,7 +287,7 @@ def fit(run: Run, checkpoints: Checkpoints, ears: Ears, loggers: list[Any]) -> S
     listening = signal.getsignal(signal.SIGINT)
     try:
         with quiet(), torch.random.fork_rng(devices=[]):
-            made = trainer(run.options, module.segments, loggers)
+            made = trainer(run.options, module.segments)
             made.fit(module, ckpt_path=checkpoints.last if held else None, weights_only=True)
             if not made.interrupted:
                 return module.state
