@@ -28,7 +28,7 @@ from tlexport.training.groups import Rates
 from tlexport.training.stream import Source
 from tlexport.training.trials import Setting
 
-VERSION = 1
+VERSION = 2
 """Raise it when the same data and options would end with other weights than before."""
 
 GENTLE, BOLD = 1e-4, 1e-3
@@ -240,7 +240,7 @@ class _Trial:
             seed=options.seed,
             patience=options.patience,
             fresh=self._fresh,
-            frozen=(work.frozen.val_loss, work.frozen.val_accuracy),
+            frozen=work.frozen,
         )
         so_far: list[EpochReport] = []
 
@@ -261,6 +261,7 @@ class _Trial:
             epochs=state.best,
             val_loss=state.best_loss,
             val_accuracy=state.best_accuracy,
+            val_weighed=state.best_weighed,
             unfreeze=setting.unfreeze,
             augment=setting.augment,
             pruned=state.pruned,
