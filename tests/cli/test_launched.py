@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 
 import tlexport
@@ -45,3 +48,24 @@ def test_one_process_of_one_may_do_everything(run, monkeypatch):
         monkeypatch.setenv(name, "1" if "WORLD" in name else "0")
     code, out, _ = run("backbones", "--json")
     assert code == 0 and out
+
+
+def test_the_whole_job_under_torchrun_writes_nothing(digits, tmp_path):
+    """Neither once nor twice: no process of the launch begins, and each says what to do."""
+    ran = subprocess.run(
+        [
+            *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
+            *("--nproc-per-node", "2", "-m", "tlexport", "run", str(digits), "-o", "b"),
+            *("--backbone", "timm/test_resnet", "--weights", "random"),
+        ],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert ran.returncode != 0
+    assert ran.stdout == ""
+    assert "expected one process for `tlexport run`" in ran.stderr
+    assert "launch `tlexport train` alone" in ran.stderr
+    assert not list(tmp_path.iterdir())

@@ -352,7 +352,7 @@ def die(module: engine.Adapting, kind: type[BaseException]) -> None:
     """In the validation of the second epoch."""
     if module.place[0] == 2:
         raise kind
-    module._sums = torch.zeros(3, dtype=torch.float64)
+    module._sums = torch.zeros(engine.SUMS, dtype=torch.float64)
 
 
 def test_a_run_that_was_killed_after_its_last_epoch_only_writes(

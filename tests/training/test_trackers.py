@@ -1,104 +1,191 @@
-"""Runs are told to MLflow, go on there after a kill, and do not depend on it."""
+"""MLflow and TensorBoard get every epoch once, and training never waits for them."""
 
 from __future__ import annotations
 
-import logging
-import socket
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import digits as digit_scans
 import pytest
+from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
 from tlexport.errors import ServerError
 from tlexport.options import AdaptOptions, TrainOptions
+from tlexport.reports import EpochReport, TrainReport
 from tlexport.stages.train import train
 from tlexport.training import engine, trackers
 
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:The ``noload:DeprecationWarning"
-)  # MLflow asks for it
-
-WANTED = TrainOptions(
-    backbone="timm/test_efficientnet",
-    weights="random",
-    golden=4,
-    adapt=AdaptOptions(unfreeze="last-1", adapt_epochs=2, logs=("mlflow",)),
-)
+TOLD = ("loss", "val_loss", "val_accuracy", "learning_rate")
 
 
-@pytest.fixture
-def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A working directory, and no server named."""
+@pytest.fixture(scope="module")
+def scans(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return digit_scans.write(tmp_path_factory.mktemp("trackers") / "digits", per_class=6)
+
+
+@pytest.fixture(autouse=True)
+def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv(trackers.SERVER, raising=False)
-    monkeypatch.setattr(logging.getLogger("mlflow.store.db"), "level", logging.WARNING)
-    return tmp_path
+    for name in ("MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME"):
+        monkeypatch.delenv(name, raising=False)
 
 
-def runs(place: Path) -> list:
-    client = MlflowClient(f"sqlite:///{place}/runs/mlflow.db")
-    experiment = client.get_experiment_by_name("tlexport")
-    return client.search_runs([experiment.experiment_id])
+def options(*names: str) -> TrainOptions:
+    adapt = AdaptOptions(unfreeze="all", adapt_epochs=3, adapt_batch=16, logs=names)
+    return TrainOptions(
+        backbone="timm/test_efficientnet", weights="random", golden=4, patience=9, adapt=adapt
+    )
 
 
-def test_a_killed_run_goes_on_in_the_same_run(place, monkeypatch) -> None:
-    data = digit_scans.write(place / "digits", per_class=8)
+def stopped_in_epoch(number: int) -> Callable[[engine.Adapting], None]:
+    """As Ctrl-C stops it, in the validation of that epoch."""
+    real = engine.Adapting.on_validation_epoch_start
 
-    class Killed(BaseException):
-        pass
+    def hook(module: engine.Adapting) -> None:
+        if module.place[0] == number:
+            raise KeyboardInterrupt
+        real(module)
 
-    def die(module: engine.Adapting) -> None:
-        if module.place[0] == 2:
-            raise Killed
-        began(module)
+    return hook
 
-    began = engine.Adapting.on_validation_epoch_start
+
+def close(found: dict[int, float], epochs: tuple[EpochReport, ...], name: str) -> bool:
+    return found == pytest.approx({epoch.epoch: getattr(epoch, name) for epoch in epochs})
+
+
+def history(client: MlflowClient, run: str, name: str) -> list[tuple[int, float]]:
+    return [(metric.step, metric.value) for metric in client.get_metric_history(run, name)]
+
+
+def test_a_resumed_run_goes_on_in_the_same_run_and_tells_each_epoch_once(
+    scans, tmp_path, monkeypatch, capfd
+) -> None:
+    wanted = options("mlflow", "tensorboard")
     with monkeypatch.context() as patch:
-        patch.setattr(engine.Adapting, "on_validation_epoch_start", die)
-        with pytest.raises(Killed):
-            train(data, place / "b", WANTED)
-    (run,) = runs(place)
-    assert run.info.status != "FINISHED"
-    first = run.data.metrics["val_loss"]
+        patch.setattr(engine.Adapting, "on_validation_epoch_start", stopped_in_epoch(2))
+        with pytest.raises(KeyboardInterrupt):
+            train(scans, tmp_path / "a.bundle", wanted)
+    client = MlflowClient(f"sqlite:///{tmp_path}/runs/mlflow.db")
+    experiment = client.get_experiment_by_name("tlexport")
+    (first,) = client.search_runs([experiment.experiment_id])
+    assert first.info.status == "KILLED"
+    assert [step for step, _ in history(client, first.info.run_id, "loss")] == [1]
 
-    report = train(data, place / "b", WANTED)
+    report = train(scans, tmp_path / "a.bundle", wanted)
     assert report.adapted is not None
     assert report.adapted.resumed
-    (run,) = runs(place)
+    (run,) = client.search_runs([experiment.experiment_id])
+    assert run.info.run_id == first.info.run_id
     assert run.info.status == "FINISHED"
-    assert run.data.params["backbone"] == "timm/test_efficientnet"
-    assert run.data.params["unfreeze"] == "last-1"
-    client = MlflowClient(f"sqlite:///{place}/runs/mlflow.db")
-    told = {
-        entry.step: entry.value for entry in client.get_metric_history(run.info.run_id, "val_loss")
-    }
-    assert told == {epoch.epoch: epoch.val_loss for epoch in report.adapted.epochs}
-    assert told[1] == first
+    assert run.info.run_name.startswith("a-")
+    asked = {"unfreeze": "all", "adapt_epochs": "3", "adapt_batch": "16", "seed": "0"}
+    asked |= {"backbone": "timm/test_efficientnet", "weights": report.weights, "precision": "fp32"}
+    asked |= {"learning_rate": "0.001", "train_examples": str(report.train_examples)}
+    told = run.data.params
+    asked["precision"] = report.adapted.precision
+    assert {name: told[name] for name in asked} == asked
+    for name in TOLD:
+        found = history(client, run.info.run_id, name)
+        assert [step for step, _ in found] == [1, 2, 3]
+        assert close(dict(found), report.adapted.epochs, name)
+    assert curves(tmp_path / "runs", "loss", report)
+    assert capfd.readouterr().err == "", "neither library talks into the terminal"
 
 
-def test_a_server_that_is_not_there_is_told_of_before_the_work(place, monkeypatch) -> None:
-    with socket.socket() as unused:
-        unused.bind(("127.0.0.1", 0))
-        port = unused.getsockname()[1]
-    monkeypatch.setenv(trackers.SERVER, f"http://127.0.0.1:{port}")
-    monkeypatch.setitem(trackers.HURRIED, "MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    with pytest.raises(
-        ServerError, match=f"MLflow to take a run at http://127.0.0.1:{port}"
-    ) as caught:
-        train(place / "none", place / "b", WANTED)
-    assert "refused" in caught.value.got
-    assert not list(place.iterdir())
+def curves(runs: Path, name: str, report: TrainReport) -> bool:
+    """Whether TensorBoard shows one curve with each epoch of the report once."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    (folder,) = {path.parent for path in runs.glob("*/*/events*")}
+    shown = EventAccumulator(str(folder)).Reload().Scalars(name)
+    assert [event.step for event in shown] == [1, 2, 3]
+    return close({e.step: e.value for e in shown}, report.adapted.epochs, name)
 
 
-def test_training_goes_on_where_mlflow_is_lost(place, caplog) -> None:
-    (tracker,) = trackers.trackers(("mlflow",), "some")
-    tracker.log_hyperparams({"rate": 0.1})
-    tracker.log_metrics({"loss": 2.0}, step=1)
-    tracker._run_id = "unknown"  # as of a server whose database is another now
-    with caplog.at_level(logging.WARNING, "tlexport"):
-        tracker.log_metrics({"loss": 1.0}, step=2)
-        tracker.log_metrics({"loss": 0.5}, step=3)
-        tracker.finalize()
-    assert len([each for each in caplog.records if "training goes on" in each.message]) == 1
-    assert runs(place)[0].data.metrics == {"loss": 2.0}
+@pytest.mark.parametrize(
+    ("uri", "got"), [("http://127.0.0.1:1", "Connection"), ("nothing://x", "nothing")]
+)
+def test_a_server_that_does_not_answer_is_told_before_any_work(
+    uri, got, tmp_path, monkeypatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    began = time.monotonic()
+    with pytest.raises(ServerError, match=f"answers at {uri}") as caught:
+        train(tmp_path / "nothing there", tmp_path / "a.bundle", options("mlflow"))
+    assert time.monotonic() - began < 10
+    assert got in caught.value.got
+    assert "MLFLOW_TRACKING_URI" in caught.value.fix
+
+
+def test_a_deleted_experiment_is_told_before_any_work(tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "mine")
+    trackers.hold(("mlflow",))
+    client = MlflowClient(f"sqlite:///{tmp_path}/runs/mlflow.db")
+    client.delete_experiment(client.create_experiment("mine"))
+    with pytest.raises(ServerError, match="'mine'"):
+        trackers.hold(("mlflow",))
+
+
+def epoch(number: int) -> EpochReport:
+    return EpochReport(
+        epoch=number, loss=0.5, val_loss=None, val_accuracy=0.9, learning_rate=0.1, seconds=1.0
+    )
+
+
+def test_what_a_silent_server_missed_is_told_later(tmp_path, monkeypatch, caplog) -> None:
+    from lightning.pytorch.loggers import MLFlowLogger
+
+    real, silent = MLFlowLogger.log_metrics, [2, 3]
+
+    def log_metrics(self: MLFlowLogger, values: dict[str, float], step: int) -> None:
+        if silent:
+            if step == 1:
+                return real(self, values, step)
+            silent.pop()
+            raise MlflowException("the server is being restarted")
+        return real(self, values, step)
+
+    monkeypatch.setattr(MLFlowLogger, "log_metrics", log_metrics)
+    trial = trackers.Trial(name="a", folder=tmp_path / "kept", asked={"seed": 0})
+    trackers.hold(("mlflow",))
+    with trackers.opened(("mlflow",), trial) as tell:
+        for number in (1, 2, 3):
+            tell(epoch(number))
+        assert caplog.text.count("training goes on") == 1, "not once an epoch"
+        assert "being restarted" in caplog.text
+        tell(epoch(4))
+    client = MlflowClient(f"sqlite:///{tmp_path}/runs/mlflow.db")
+    experiment = client.get_experiment_by_name("tlexport")
+    (run,) = client.search_runs([experiment.experiment_id])
+    assert [step for step, _ in history(client, run.info.run_id, "loss")] == [1, 2, 3, 4]
+    assert not client.get_metric_history(run.info.run_id, "val_loss"), "none of them was finite"
+    assert run.info.status == "FINISHED"
+    client.delete_run(run.info.run_id)
+    with trackers.opened(("mlflow",), trial) as tell:
+        tell(epoch(1))
+    (anew,) = client.search_runs([experiment.experiment_id])
+    assert anew.info.run_id != run.info.run_id, "what was deleted is not gone on in"
+
+
+def test_a_server_that_went_away_for_good_costs_a_warning(tmp_path, monkeypatch, caplog) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:1")
+    trial = trackers.Trial(name="a", folder=tmp_path / "kept", asked={})
+    began = time.monotonic()
+    with trackers.opened(("mlflow",), trial) as tell:
+        tell(epoch(1))
+        tell(epoch(2))
+    assert time.monotonic() - began < 10
+    assert "MLflow lacks the epochs 1, 2" in caplog.text
+
+
+def test_of_several_processes_the_first_alone_tells(tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    trial = trackers.Trial(name="a", folder=tmp_path / "kept", asked={})
+    names = ("tensorboard", "mlflow")
+    trackers.hold(names)
+    with trackers.opened(names, trial) as tell:
+        tell(epoch(1))
+    assert not list(tmp_path.iterdir())

@@ -57,7 +57,9 @@ def command(data: Path, output: Path, as_json: bool, **values: Any) -> None:
         with _terminal.progress() as progress:
             report = train(data, output, options, progress=progress)
     except KeyboardInterrupt:
-        click.echo("What is done so far is kept: the same command goes on from there.", err=True)
+        if launch().rank == 0:
+            told = "What is done so far is kept: the same command goes on from there."
+            click.echo(told, err=True)
         raise
     if launch().rank == 0:
         _terminal.show(report, as_json, draw)

@@ -12,7 +12,9 @@ class TrialReport(msgspec.Struct, frozen=True, kw_only=True):
 
     `epochs` are passes over the training part: AdamW's until its best, L-BFGS's iterations.
     `unfreeze` is what trained besides the head, `augment` how strongly inputs were changed;
-    `pruned` trials were stopped because others had been better by then.
+    `pruned` trials were stopped because others had been better by then. `val_weighed` is the
+    accuracy with each example counting as its class does, where class weights were asked for and
+    weights adapted: it chooses then.
     """
 
     optimiser: str = "AdamW"  # reports of before there were others do not say
@@ -24,13 +26,15 @@ class TrialReport(msgspec.Struct, frozen=True, kw_only=True):
     unfreeze: str = "head"  # as all trials of before there was a choice
     augment: float = 0.0
     pruned: bool = False
+    val_weighed: float | None = None
 
 
 class EpochReport(msgspec.Struct, frozen=True, kw_only=True):
     """A pass over the training part while weights are adapted.
 
     `loss` is the mean of the steps', with augmentation and smoothing; `learning_rate` the highest
-    of the last step. A loss is None where it was not finite: the run diverged.
+    of the last step. A loss is None where it was not finite: the run diverged. `val_weighed` is as
+    in `TrialReport`.
     """
 
     epoch: int
@@ -39,6 +43,7 @@ class EpochReport(msgspec.Struct, frozen=True, kw_only=True):
     val_accuracy: float
     learning_rate: float
     seconds: float
+    val_weighed: float | None = None
 
 
 class AdaptReport(msgspec.Struct, frozen=True, kw_only=True):

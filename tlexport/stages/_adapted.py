@@ -34,7 +34,8 @@ def adapted(work: Work, output: Path, progress: Progress) -> Fitted:
     with checkpoint.alone(folder):
         resumed = checkpoint.is_begun(folder)
         began = time.perf_counter()
-        found = adapt(work, Desk(folder=folder, progress=progress, note=note))
+        name = f"{output.stem}-{folder.name[:6]}"
+        found = adapt(work, Desk(folder=folder, name=name, progress=progress, note=note))
         told = msgspec.structs.replace(
             found.report, adapt_s=time.perf_counter() - began, resumed=resumed
         )

@@ -8,6 +8,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import NamedTuple
 
+import msgspec
 import numpy as np
 
 from tlexport import plugins
@@ -130,14 +131,19 @@ def _fitted(ground: _Ground, output: Path, options: TrainOptions, progress: Prog
     from tlexport.stages._adapted import adapted
     from tlexport.training import adapt
 
+    weights = head.weights_of(ground.parts[0].labels, classes, options)
+    frozen = best.report
+    if options.class_weights:
+        weighed = head.weighed_accuracy(best.head, ground.parts[1], weights)
+        frozen = msgspec.structs.replace(frozen, val_weighed=weighed)
     work = adapt.Work(
         task=ground.task,
         learner=ground.learner,
         head=best.head,
-        frozen=best.report,
+        frozen=frozen,
         train=ground.train,
         val=ground.val,
-        class_weights=head.weights_of(ground.parts[0].labels, classes, options),
+        class_weights=weights,
         options=options,
     )
     return adapted(work, output, progress)

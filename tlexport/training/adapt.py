@@ -8,7 +8,6 @@ import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 import msgspec
 import numpy as np
@@ -29,11 +28,14 @@ from tlexport.training.groups import Rates
 from tlexport.training.stream import Source
 from tlexport.training.trials import Setting
 
-VERSION = 1
+VERSION = 2
 """Raise it when the same data and options would end with other weights than before."""
 
 GENTLE, BOLD = 1e-4, 1e-3
 """Highest rates where none is asked for: of trained weights, and of what starts from nothing."""
+
+UNTOLD = {"logs", "devices", "nodes", "strategy", "adapt_precision"}
+"""Options whose outcome trackers are told in other words, or not at all."""
 
 PROBE = 2
 """Examples of the forward pass that tells the order of blocks and what has gradients."""
@@ -57,10 +59,11 @@ class Work:
 class Desk:
     """Where a run is kept, to go on from when it was killed, and who hears how it goes.
 
-    `note` gets the epochs so far of the trial under way.
+    `name` is what trackers call it; `note` gets the epochs so far of the trial under way.
     """
 
     folder: Path
+    name: str
     progress: Progress
     note: Callable[[Sequence[EpochReport]], None]
 
@@ -104,10 +107,10 @@ def hold(options: TrainOptions) -> None:
     Raises:
         OptionError: the strategy needs what is not here, or the launcher started other processes.
         MissingDependency: peft or a logger is asked for and not installed.
+        ServerError: MLflow's store does not answer.
     """
     wanted, mine = options.adapt, launch()
     trainer.strategy(wanted.strategy)
-    trackers.hold(wanted.logs)
     if wanted.lora:
         lora.hold()
     asked = (wanted.devices or mine.local_count) * wanted.nodes
@@ -118,6 +121,7 @@ def hold(options: TrainOptions) -> None:
             fix="start it with torchrun --nnodes NODES --nproc-per-node DEVICES -m tlexport train "
             "..., or by srun",
         )
+    trackers.hold(wanted.logs)
 
 
 def adapt(work: Work, desk: Desk) -> Adapted:
@@ -197,6 +201,8 @@ class _Trial:
         self._start = {
             name: each.detach().clone() for name, each in self._network().state_dict().items()
         }
+        bf16 = trainer.in_bf16(work.options.adapt.adapt_precision)
+        self._precision = "bf16" if bf16 else "fp32"
         self.rate = BOLD if self._fresh or work.options.adapt.lora else GENTLE
 
     def run(self, setting: Setting, hopeless: trials.Hopeless) -> TrialReport:
@@ -234,20 +240,19 @@ class _Trial:
             seed=options.seed,
             patience=options.patience,
             fresh=self._fresh,
-            frozen=(work.frozen.val_loss, work.frozen.val_accuracy),
+            frozen=work.frozen,
         )
         so_far: list[EpochReport] = []
 
-        def note(report: EpochReport) -> None:
-            so_far.append(report)
-            self._desk.note(so_far)
+        with trackers.opened(options.adapt.logs, self._told(setting)) as tell:
 
-        name = f"{self._desk.folder.name}-{checkpoints.folder.name}"
-        loggers = trackers.trackers(options.adapt.logs, name)
-        for each in loggers:
-            each.log_hyperparams(self._told(setting))
-        ears = engine.Ears(progress=self._desk.progress, hopeless=hopeless, note=note)
-        state = engine.fit(run, checkpoints, ears, loggers)
+            def note(report: EpochReport) -> None:
+                so_far.append(report)
+                self._desk.note(so_far)
+                tell(report)
+
+            ears = engine.Ears(progress=self._desk.progress, hopeless=hopeless, note=note)
+            state = engine.fit(run, checkpoints, ears)
         if options.adapt.lora:
             lora.merge(self._extractor)
         return TrialReport(
@@ -256,16 +261,32 @@ class _Trial:
             epochs=state.best,
             val_loss=state.best_loss,
             val_accuracy=state.best_accuracy,
+            val_weighed=state.best_weighed,
             unfreeze=setting.unfreeze,
             augment=setting.augment,
             pruned=state.pruned,
         )
 
-    def _told(self, setting: Setting) -> dict[str, Any]:
+    def _told(self, setting: Setting) -> trackers.Trial:
         """A way as those who watch elsewhere read it."""
-        asked = self._work.options
-        adapt = msgspec.to_builtins(asked.adapt) | msgspec.to_builtins(setting)
-        return {"backbone": asked.backbone, "task": asked.task, "seed": asked.seed, **adapt}
+        options = self._work.options
+        adapt = msgspec.to_builtins(options.adapt) | msgspec.to_builtins(setting)
+        return trackers.Trial(
+            name=self._desk.name,
+            folder=self._folder(setting),
+            asked={
+                "task": options.task,
+                "backbone": options.backbone,
+                "weights": self._work.learner.source,
+                "seed": options.seed,
+                "class_weights": options.class_weights,
+                "train_examples": len(self._work.train),
+                "val_examples": len(self._work.val),
+                "precision": self._precision,
+                "processes": launch().count,
+                **{name: value for name, value in adapt.items() if name not in UNTOLD},
+            },
+        )
 
     def taken(self, setting: Setting) -> tuple[torch.nn.Linear, AdaptReport]:
         """The network as that way left it at its best, in evaluation mode and without wrappers."""
@@ -291,7 +312,7 @@ class _Trial:
             trained_parameters=sum(each.numel() for each in counted),
             parameters=sum(each.numel() for each in network.parameters()),
             batch=options.adapt.adapt_batch,
-            precision="bf16" if trainer.in_bf16(options.adapt.adapt_precision) else "fp32",
+            precision=self._precision,
             processes=launch().count,
             best_epoch=state.best,
             epochs=tuple(state.epochs),

@@ -7,7 +7,7 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import lightning
@@ -15,20 +15,33 @@ import msgspec
 import numpy as np
 import torch
 
-from tlexport.environment import cores
+from tlexport.environment import cores, launch
+from tlexport.errors import TlexportError
 from tlexport.options import AdaptOptions
 from tlexport.progress import Progress
-from tlexport.reports import EpochReport
+from tlexport.reports import EpochReport, TrialReport
 from tlexport.training import norms
-from tlexport.training.better import badness
+from tlexport.training.better import badness, right
 from tlexport.training.blocks import Block
 from tlexport.training.checkpoint import Checkpoints
 from tlexport.training.groups import Rates, groups
 from tlexport.training.stream import Draws, Source, Stream
 from tlexport.training.trainer import quiet, trainer
 
+STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+"""What Lightning answers in ways of its own. Of several processes, those told by SIGTERM would wait
+for each other in the middle of another exchange, and hang; under srun they would be queued anew,
+with a checkpoint that is not this run's."""
+
+GONE = ("Connection closed by peer", "Connection reset by peer", "remote process exited")
+"""What gloo and NCCL say of it."""
+
 SEGMENT = 100
 """Steps between two checkpoints at most: what a killed run loses."""
+
+
+SUMS = 4
+"""Of a validation: see `Adapting.validation_step`."""
 
 
 class State(msgspec.Struct):
@@ -41,12 +54,19 @@ class State(msgspec.Struct):
     best: int
     best_loss: float
     best_accuracy: float
+    best_weighed: float | None
     epochs: list[EpochReport] = msgspec.field(default_factory=list)
     loss_sum: float = 0.0
     steps: int = 0
     seconds: float = 0.0
     pruned: bool = False
     over: bool = False
+
+    @property
+    def badness(self) -> float:
+        """Of the best so far."""
+        weighed = self.best_weighed
+        return badness(self.best_loss, self.best_accuracy if weighed is None else weighed)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -65,8 +85,8 @@ class Run:
     seed: int
     patience: int
     fresh: bool
-    frozen: tuple[float, float]
-    """Validation loss and accuracy of the frozen head, which the run starts from."""
+    frozen: TrialReport
+    """What the frozen head, which the run starts from, reached."""
 
 
 Hopeless = Callable[[int, float], bool]
@@ -85,10 +105,14 @@ class Adapting(lightning.LightningModule):
         self.run_ = run
         self.told = told
         self.checkpoints = checkpoints
-        loss, accuracy = run.frozen
-        self.state = State(best=0, best_loss=loss, best_accuracy=accuracy)
+        self.state = State(
+            best=0,
+            best_loss=run.frozen.val_loss,
+            best_accuracy=run.frozen.val_accuracy,
+            best_weighed=run.frozen.val_weighed,
+        )
         self.segments = -(-len(run.train.steps(run.seed, 1)) // SEGMENT)
-        self._sums = torch.zeros(3, dtype=torch.float64)
+        self._sums = torch.zeros(SUMS, dtype=torch.float64)
         self._steps: tuple[int, list[np.ndarray]] = (0, [])
 
     @property
@@ -121,6 +145,10 @@ class Adapting(lightning.LightningModule):
             group["highest"] = group["lr"]
         self._adamw = torch.optim.AdamW(made, lr=self.run_.rates.learning_rate)
         return self._adamw
+
+    def on_train_start(self) -> None:
+        """Signals are answered as they were before Lightning came."""
+        self.told.listen()
 
     def on_train_epoch_start(self) -> None:
         """What is frozen answers as it will when served."""
@@ -176,17 +204,18 @@ class Adapting(lightning.LightningModule):
 
     def on_validation_epoch_start(self) -> None:
         """Count from zero."""
-        self._sums = torch.zeros(3, dtype=torch.float64, device=self.device)
+        self._sums = torch.zeros(SUMS, dtype=torch.float64, device=self.device)
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
-        """Sums of weighted losses, weights and right answers; an empty part counts nothing."""
+        """Sums of weighted losses, weights, right answers, those weighted; an empty part: none."""
         inputs, labels, share = batch
         logits = self.network(*inputs).float()
         weights = torch.as_tensor(self.run_.val.weights, device=self.device)[labels]
         weights = weights * (share > 0)
         each = torch.nn.functional.cross_entropy(logits, labels, reduction="none")
-        right = ((logits.argmax(1) == labels) & (share > 0)).sum()
-        self._sums += torch.stack([(each * weights).sum(), weights.sum(), right.double()])
+        hits = ((logits.argmax(1) == labels) & (share > 0)).double()
+        sums = ((each * weights).sum(), weights.sum(), hits.sum(), (hits * weights).sum())
+        self._sums += torch.stack(sums)
 
     def on_train_epoch_end(self) -> None:
         """After a segment: what was reached, the weights if they are the best, a checkpoint."""
@@ -200,30 +229,28 @@ class Adapting(lightning.LightningModule):
 
     def _judge(self, epoch: int) -> None:
         state, trainer = self.state, self.trainer
-        loss, weights, right = trainer.strategy.reduce(self._sums, reduce_op="sum").tolist()
-        trained = state.loss_sum / max(1, state.steps)
-        loss, accuracy = loss / weights, right / len(self.run_.val.examples)
-        if badness(loss, accuracy) < badness(state.best_loss, state.best_accuracy):
-            state.best, state.best_loss, state.best_accuracy = epoch, loss, accuracy
-            self.checkpoints.keep(trainer)
+        loss, weights, *hits = trainer.strategy.reduce(self._sums, reduce_op="sum").tolist()
+        trained, loss = state.loss_sum / max(1, state.steps), loss / weights
         rates = [group["lr"] for group in self._adamw.param_groups]
         report = EpochReport(
             epoch=epoch,
             loss=_finite(trained),
             val_loss=_finite(loss),
-            val_accuracy=accuracy,
+            val_accuracy=hits[0] / len(self.run_.val.examples),
             learning_rate=max(rates),
             seconds=state.seconds,
+            val_weighed=None if self.run_.frozen.val_weighed is None else hits[1] / weights,
         )
+        if badness(loss, right(report)) < state.badness:
+            state.best, state.best_loss = epoch, loss
+            state.best_accuracy, state.best_weighed = report.val_accuracy, report.val_weighed
+            self.checkpoints.keep(trainer)
         state.epochs.append(report)
         state.loss_sum, state.steps, state.seconds = 0.0, 0, 0.0
         wild = report.loss is None or report.val_loss is None
         state.pruned = self.told.epoch(report)
         state.over = state.pruned or wild or epoch - state.best >= self.run_.patience
         trainer.should_stop = state.over
-        for logger in trainer.loggers:
-            values = {"loss": trained, "val_loss": loss, "val_accuracy": accuracy}
-            logger.log_metrics(values | {"learning_rate": max(rates)}, step=epoch)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Where the run is."""
@@ -240,12 +267,22 @@ def _finite(value: float) -> float | None:
 
 @dataclasses.dataclass(frozen=True)
 class _Told:
-    """Who hears of steps and epochs."""
+    """Who hears of steps and epochs, and answers signals."""
 
     progress: Progress
     total: int
     hopeless: Hopeless
     note: Callable[[EpochReport], None]
+    answers: Mapping[signal.Signals, Any] = dataclasses.field(
+        default_factory=lambda: {number: signal.getsignal(number) for number in STOPS}
+    )
+
+    def listen(self) -> None:
+        """Let signals be answered as when this was made."""
+        if threading.current_thread() is threading.main_thread():
+            for number, answer in self.answers.items():
+                if answer is not None:
+                    signal.signal(number, answer)
 
     def step(self, done: int) -> None:
         """A step is through."""
@@ -259,7 +296,7 @@ class _Told:
         self.progress(said, 1, 1)
         self.note(report)
         loss = float("inf") if report.val_loss is None else report.val_loss
-        return self.hopeless(report.epoch, badness(loss, report.val_accuracy))
+        return self.hopeless(report.epoch, badness(loss, right(report)))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -271,12 +308,12 @@ class Ears:
     note: Callable[[EpochReport], None]
 
 
-def fit(run: Run, checkpoints: Checkpoints, ears: Ears, loggers: list[Any]) -> State:
+def fit(run: Run, checkpoints: Checkpoints, ears: Ears) -> State:
     """Fit the network in place, from a checkpoint where there is one; the best weights are kept.
 
     Raises:
         OptionError: the strategy is not possible here.
-        MissingDependency: a logger is not installed.
+        TlexportError: another process of the launch is gone.
     """
     total = run.options.adapt_epochs * len(run.train.steps(run.seed, 1))
     told = _Told(ears.progress, total, ears.hopeless, ears.note)
@@ -288,17 +325,23 @@ def fit(run: Run, checkpoints: Checkpoints, ears: Ears, loggers: list[Any]) -> S
         return held
     threads = torch.get_num_threads()
     torch.set_num_threads(cores())
-    listening = signal.getsignal(signal.SIGINT)
     try:
         with quiet(), torch.random.fork_rng(devices=[]):
-            made = trainer(run.options, module.segments, loggers)
+            made = trainer(run.options, module.segments)
             made.fit(module, ckpt_path=checkpoints.last if held else None, weights_only=True)
             if not made.interrupted:
                 return module.state
     except SystemExit as error:  # how Lightning ends after Ctrl-C
         raise KeyboardInterrupt from error
+    except RuntimeError as error:
+        if launch().count == 1 or not any(sign in str(error) for sign in GONE):
+            raise
+        raise TlexportError(
+            "all processes of the launch to go on",
+            got="another one is gone",
+            fix="see what it said last; the same command goes on from the last checkpoint",
+        ) from error
     finally:
         torch.set_num_threads(threads)
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGINT, listening)  # Lightning goes deaf after the first Ctrl-C
+        told.listen()  # Lightning goes deaf after the first Ctrl-C
     raise KeyboardInterrupt

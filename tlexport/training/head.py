@@ -243,6 +243,14 @@ def weights_of(labels: np.ndarray, classes: int, options: TrainOptions) -> np.nd
     return len(labels) / (classes * np.maximum(counts, 1))
 
 
+def weighed_accuracy(head: Head, asked: Labelled, weights: np.ndarray) -> float:
+    """The share of right answers, each counting as its class does: weights float64 [classes]."""
+    with torch.inference_mode():
+        right = head(torch.from_numpy(asked.values)).argmax(1).numpy() == asked.labels
+    counts = weights[asked.labels]
+    return float((right * counts).sum() / counts.sum())
+
+
 def _folded(head: torch.nn.Linear, mean: np.ndarray, std: np.ndarray) -> torch.nn.Linear:
     """W ((x - mean) / std) + b as one linear layer of x, folded in float64."""
     folded = _zero(head.in_features, head.out_features)

@@ -132,15 +132,18 @@ class Stream:
         return len(self._steps)
 
     def __iter__(self) -> Iterator[Batch]:
+        if not len(self):
+            return
         with ThreadPoolExecutor(max_workers=1) as ahead:
-            waiting = None
-            for step in range(len(self._steps)):
-                if waiting is None:
-                    waiting = ahead.submit(self._load, step)
+            waiting = ahead.submit(self._load, 0)
+            for step in range(1, len(self)):
                 batch = waiting.result()
-                last = step + 1 == len(self._steps)
-                waiting = None if last else ahead.submit(self._load, step + 1)
+                waiting = ahead.submit(self._load, step)
                 yield batch
+            batch = waiting.result()
+        # After the block: whoever counts does not come back for the end, and what Python clears
+        # away then would swallow a Ctrl-C while it waits for a thread.
+        yield batch
 
     def _load(self, step: int) -> Batch:
         return self._source.load(self._steps[step], self._draws)

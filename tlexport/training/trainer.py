@@ -16,7 +16,7 @@ from tlexport.errors import OptionError
 from tlexport.options import AdaptOptions
 
 
-def trainer(options: AdaptOptions, segments: int, loggers: list[Any]) -> lightning.Trainer:
+def trainer(options: AdaptOptions, segments: int) -> lightning.Trainer:
     """On the processes of this launch; `segments` of its epochs are one of ours."""
     mine = launch()
     return lightning.Trainer(
@@ -33,8 +33,7 @@ def trainer(options: AdaptOptions, segments: int, loggers: list[Any]) -> lightni
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
-        logger=loggers or False,
-        log_every_n_steps=1,
+        logger=False,
     )
 
 

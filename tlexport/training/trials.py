@@ -18,7 +18,7 @@ from optuna.trial import TrialState
 from tlexport.errors import BundleError, OptionError
 from tlexport.progress import Progress
 from tlexport.reports import TrialReport
-from tlexport.training.better import badness
+from tlexport.training.better import badness, right
 
 RESULT = "result"
 RANDOM = 4
@@ -119,7 +119,7 @@ def search(run: Run, space: Space, plan: Plan, progress: Progress) -> Found:
         if report.pruned or not math.isfinite(report.val_loss):
             study.tell(trial, state=TrialState.PRUNED)
         else:
-            study.tell(trial, badness(report.val_loss, report.val_accuracy))
+            study.tell(trial, badness(report.val_loss, right(report)))
     progress("trials", len(done), plan.trials)
     return _found(done, space)
 
@@ -202,9 +202,7 @@ def _found(done: list[optuna.trial.FrozenTrial], space: Space) -> Found:
             got=f"none of {len(done)}",
             fix="pass a lower --learning-rate, or check --weights",
         )
-    best = min(
-        whole, key=lambda place: badness(reports[place].val_loss, reports[place].val_accuracy)
-    )
+    best = min(whole, key=lambda place: badness(reports[place].val_loss, right(reports[place])))
     values = done[best].params
     setting = Setting(
         learning_rate=values["learning_rate"],
