@@ -156,6 +156,15 @@ def _share(whole: int) -> int:
     return whole // beside
 
 
+def spins() -> bool:
+    """Whether idle threads may spin: not where OMP_WAIT_POLICY=PASSIVE says so.
+
+    OpenMP's own rule, which ONNX Runtime's threads are then held to as well. On cores that others
+    use too, threads that spin take the time of those that work: twice as much for a small network.
+    """
+    return os.environ.get("OMP_WAIT_POLICY", "").strip().upper() != "PASSIVE"
+
+
 def saturates(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
     """Whether products of uint8 and int8 overflow the 16 bits in which this CPU adds them up.
 

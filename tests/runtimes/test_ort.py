@@ -57,6 +57,27 @@ def with_onnx(tmp_path, **changes):
     return Bundle(small_bundles.make(tmp_path / "odd", tmp_path / "odd.onnx"))
 
 
+@pytest.mark.parametrize(("policy", "spinning"), [("PASSIVE", "0"), ("passive ", "0"), ("", None)])
+def test_idle_threads_do_not_spin_where_openmp_s_may_not(bundle, monkeypatch, policy, spinning):
+    monkeypatch.setenv("OMP_WAIT_POLICY", policy)
+    opened = []
+    real = ort_runtime.ort.InferenceSession
+
+    def session(file, settings, **more):
+        opened.append(settings)
+        return real(file, settings, **more)
+
+    monkeypatch.setattr(ort_runtime.ort, "InferenceSession", session)
+    connect("ort@cpu", bundle, RuntimeOptions(threads=2)).close()
+    (settings,) = opened
+    entry = "session.intra_op.allow_spinning"
+    if spinning is None:
+        with pytest.raises(RuntimeError):
+            settings.get_session_config_entry(entry)
+    else:
+        assert settings.get_session_config_entry(entry) == spinning
+
+
 def test_it_answers_what_the_network_answers(bundle, runtime):
     golden = bundle.golden()
     answer = runtime(golden.inputs)

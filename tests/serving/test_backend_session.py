@@ -35,6 +35,15 @@ def test_graph_level(backend_session, level, name):
     assert options.graph_optimization_level == getattr(ort.GraphOptimizationLevel, name)
 
 
+def test_idle_threads_do_not_spin_where_openmp_s_may_not(backend_session, monkeypatch):
+    entry = "session.intra_op.allow_spinning"
+    monkeypatch.setenv("OMP_WAIT_POLICY", "PASSIVE")
+    assert backend_session.session_options(config()).get_session_config_entry(entry) == "0"
+    monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
+    with pytest.raises(RuntimeError):
+        backend_session.session_options(config()).get_session_config_entry(entry)
+
+
 def test_parameters(backend_session):
     options = backend_session.session_options(config())
     assert (options.intra_op_num_threads, options.inter_op_num_threads) == (0, 0)

@@ -28,9 +28,9 @@ if TYPE_CHECKING:
 def command(bundle: Path, repository: str, as_json: bool, **values: Any) -> None:
     """Have a running server serve the model, once it has answered the golden samples.
 
-    REPOSITORY is the one that the server serves, a folder or s3://, gs:// or az://; the server
-    runs with `tlexport serve --control explicit`. The version is loaded under another name and
-    asked; only then does it replace the one in service. Otherwise that one stays, and the exit
+    REPOSITORY is the one that the server serves, a folder or s3://, gs://, az:// or as://; the
+    server runs with `tlexport serve --control explicit`. The version is loaded under another name
+    and asked; only then does it replace the one in service. Otherwise that one stays, and the exit
     code is 3, or 9 where the server refused to load it. A model with a pipeline for raw files
     changes with it: the golden files are asked as well.
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     "--repository",
     default="model_repository",
     show_default=True,
-    help="What a Triton server serves: a folder, or s3://, gs:// or az:// with a path.",
+    help="What a Triton server serves: a folder, or s3://, gs://, az:// or as:// with a path.",
 )
 @flags(PackageOptions)
 @as_json

@@ -116,3 +116,7 @@ def _draw_adapted(adapted: AdaptReport, best: TrialReport, console: Console) -> 
     console.print(
         f"the frozen head reached {adapted.frozen_val_accuracy:.3f}; weights kept: {kept}"
     )
+    if best.val_weighed is not None:
+        console.print(
+            f"{best.val_weighed:.3f} where each example counts as its class does: that chose"
+        )

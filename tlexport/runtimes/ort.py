@@ -14,7 +14,7 @@ import numpy as np
 import onnxruntime as ort
 
 from tlexport.bundle import Bundle
-from tlexport.environment import cores
+from tlexport.environment import cores, spins
 from tlexport.errors import ExportError, MissingDependency, OptionError, SpecError
 from tlexport.options import RuntimeOptions
 from tlexport.runtimes._bound import BoundSession
@@ -159,6 +159,8 @@ def _session(file: Path, where: str, threads: int) -> ort.InferenceSession | Bou
     )
     settings.intra_op_num_threads = threads
     settings.inter_op_num_threads = 1
+    if not spins():
+        settings.add_session_config_entry("session.intra_op.allow_spinning", "0")
     settings.log_severity_level = FATAL_ONLY  # its errors come as exceptions, too
     if where in ("cpu", PLAIN):
         return _load(file, settings, ["CPUExecutionProvider"])

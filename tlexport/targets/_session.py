@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 
-from tlexport.environment import cores
+from tlexport.environment import cores, spins
 from tlexport.errors import ExportError
 from tlexport.spec import Tensors
 from tlexport.targets._file import large
@@ -34,6 +34,8 @@ class Session:
         )
         settings.intra_op_num_threads = cores()
         settings.inter_op_num_threads = 1
+        if not spins():
+            settings.add_session_config_entry("session.intra_op.allow_spinning", "0")
         settings.log_severity_level = FATAL_ONLY  # its errors come as exceptions, too
         try:
             self._session = ort.InferenceSession(file, settings, providers=["CPUExecutionProvider"])

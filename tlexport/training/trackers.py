@@ -281,6 +281,7 @@ def _values(report: EpochReport) -> dict[str, float]:
         "loss": report.loss,
         "val_loss": report.val_loss,
         "val_accuracy": report.val_accuracy,
+        "val_weighed": report.val_weighed,
         "learning_rate": report.learning_rate,
     }
     return {name: value for name, value in values.items() if value is not None}

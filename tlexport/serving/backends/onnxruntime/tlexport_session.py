@@ -3,6 +3,7 @@
 Part of the Triton backend `onnxruntime`; see model.py beside it.
 """
 
+import os
 import re
 from pathlib import Path
 
@@ -155,6 +156,9 @@ def session_options(config):
         options.intra_op_num_threads = intra
     if inter > 0:
         options.inter_op_num_threads = inter
+    if os.environ.get("OMP_WAIT_POLICY", "").strip().upper() == "PASSIVE":
+        for pool in ("intra", "inter"):
+            options.add_session_config_entry(f"session.{pool}_op.allow_spinning", "0")
     options.enable_cpu_mem_arena = parameter(config, "enable_mem_arena", boolean, True)
     options.enable_mem_pattern = parameter(config, "enable_mem_pattern", boolean, True)
     entry = "session.use_device_allocator_for_initializers"
