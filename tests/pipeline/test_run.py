@@ -45,7 +45,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def ran(photos: Path, place: Path) -> RunReport:
     done = tlexport(
         *("run", photos, "-o", "stamps.bundle", "--weights", LITE0),
-        *("--repository", "model repository", "--bench-s", "2", "--json"),
+        *("--repository", "model repository", "--bench-s", "1", "--trials", "4", "--json"),
         cwd=place,
     )
     assert done.returncode == 0, done.stderr

@@ -38,7 +38,12 @@ def trained(snippets: Path, tmp_path_factory) -> Path:
     """A bundle of MiniLM per source."""
     folder = tmp_path_factory.mktemp("trained")
     for source in LEAST:
-        train(snippets / f"{source}.csv", folder / source, MINILM)
+        table = snippets / f"{source}.csv"
+        if source != "movie":
+            lines = table.read_text(encoding="utf-8").splitlines(keepends=True)[:1201]
+            table = folder / table.name
+            table.write_text("".join(lines), encoding="utf-8")
+        train(table, folder / source, MINILM)
     return folder
 
 
