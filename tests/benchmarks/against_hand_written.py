@@ -193,7 +193,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--round-s", type=float, default=3.0)
     parser.add_argument("--concurrency", type=int, default=8)
-    parser.add_argument("--queue-delay-us", type=int, default=0, help="of tlexport's models")
+    parser.add_argument("--queue-delay-us", type=int, default=4000, help="of tlexport's models")
     arguments = parser.parse_args()
     console = Console(highlight=False)
     with tempfile.TemporaryDirectory() as name, contextlib.ExitStack() as stack:
