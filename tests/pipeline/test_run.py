@@ -17,7 +17,6 @@ from sklearn.datasets import load_digits
 
 from tlexport import pipeline
 from tlexport.bundle import Bundle
-from tlexport.cli import main
 from tlexport.errors import ParityError
 from tlexport.options import RunOptions, RuntimeOptions, TrainOptions
 from tlexport.preprocess.image import load
@@ -128,26 +127,19 @@ def test_it_stops_where_the_export_answers_otherwise(
     assert not (tmp_path / "models").exists()
 
 
-def test_people_see_each_stage_and_what_to_try_next(ran: RunReport, capsys, monkeypatch) -> None:
-    """The reports of the run above, as they come in."""
-
-    def again(data, output, options, *, progress, tell):
-        for report in (ran.train, ran.export, ran.verify, ran.package, ran.serve, ran.served):
-            tell(report)
-        tell(ran.bench)
-        return ran
-
-    monkeypatch.setattr(pipeline, "run", again)
-    with pytest.raises(SystemExit) as ended:
-        main(["run", "photos", "-o", "stamps.bundle"])
-    assert ended.value.code == 0
-    out, err = capsys.readouterr()
-    assert err == ""  # no terminal, no progress bar
+def test_people_see_each_stage_and_what_to_try_next(digits: Path, tmp_path: Path) -> None:
+    done = tlexport(
+        *("run", digits, "-o", "d.bundle", "--backbone", SMALL, "--weights", "random"),
+        *("--trials", 2, "--bench-s", "1"),
+        cwd=tmp_path,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""  # no terminal, no progress bar
     for stage in ("train", "export", "verify", "package", "serve", "bench", "done"):
-        assert f"{stage} ─" in out
-    assert "parity passed" in out
-    assert "tlexport serve 'model repository'" in out
-    assert "tlexport predict stamps.bundle" in out
+        assert f"{stage} ─" in done.stdout
+    assert "parity passed" in done.stdout
+    assert "tlexport serve model_repository" in done.stdout
+    assert "tlexport predict d.bundle" in done.stdout
 
 
 def test_the_repository_of_this_project_answers() -> None:

@@ -24,7 +24,7 @@ from tlexport.stages.train import train
 from tlexport.stages.verify import verify
 
 TAUGHT = speech.ESPEAK[:4]
-UNHEARD = speech.ESPEAK[4:12]
+UNHEARD = speech.ESPEAK[4:20]
 
 
 @pytest.fixture(scope="module")
@@ -54,8 +54,8 @@ def test_voices_never_heard_are_understood_and_random_weights_are_not(bundle, wo
     assert heard["unheard"] >= 0.93
     assert heard["flite"] >= 0.88
     train(words / "taught", tmp_path / "random", options(weights="random"))
-    bottom = evaluate(tmp_path / "random", words / "flite").accuracy.value
-    assert heard["flite"] >= bottom + 0.10
+    for name, reached in heard.items():
+        assert reached >= evaluate(tmp_path / "random", words / name).accuracy.value + 0.10
 
 
 def test_what_is_served_answers_as_trained(bundle: Path, words: Path, tmp_path: Path):

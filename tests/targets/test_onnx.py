@@ -34,7 +34,9 @@ NETWORKS = {
     "torchvision/resnet18": "random",
     "torchvision/vgg11": "random",
     "torchvision/googlenet": "random",
+    "torchvision/mobilenet_v3_small": "random",
     "timm/tf_efficientnet_lite0": LITE0,
+    "torchvision/convnext_tiny": "random",
     "torchvision/vit_b_16": "random",
 }
 

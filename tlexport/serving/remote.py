@@ -293,10 +293,11 @@ def _opened(objects: Any, url: str) -> Any:
         )
     plain = any(os.environ.get(name, "").startswith("http://") for name in ENDPOINTS)
     more: dict[str, Any] = {"client_options": {"allow_http": True}} if plain else {}
+    place = url
     if scheme == "as":
-        url, more["config"] = f"az://{container}", {"azure_storage_account_name": account}
+        place, more["config"] = f"az://{container}", {"azure_storage_account_name": account}
     try:
-        return objects.store.from_url(url.rstrip("/"), **more)
+        return objects.store.from_url(place.rstrip("/"), **more)
     except objects.exceptions.BaseError as error:
         raise RepositoryError(
             f"a store at {url!r}",
