@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
 
+from tlexport.environment import cores
 from tlexport.training import head
 
 
@@ -29,13 +32,17 @@ def crossed(examples: head.Labelled, folds: np.ndarray, classes: int) -> Crossed
     """
     held_out = np.flatnonzero(folds >= 0)
     logits = np.zeros((len(head.PENALTIES), len(folds), classes))
-    for fold in np.unique(folds[held_out]):
+
+    def ask(place: int, fold: int) -> None:
         held = folds == fold
-        parts = [
-            head.Labelled(values=examples.values[rows], labels=examples.labels[rows])
-            for rows in (~held, held)
-        ]
-        logits[:, held] = head.answers(parts[0], parts[1].values, classes)
+        learnt = head.Labelled(values=examples.values[~held], labels=examples.labels[~held])
+        penalty = head.PENALTIES[place]
+        logits[place, held] = head.answers(learnt, examples.values[held], classes, penalty)
+
+    jobs = itertools.product(range(len(head.PENALTIES)), np.unique(folds[held_out]).tolist())
+    with head.one_thread_each(), ThreadPoolExecutor(cores()) as pool:
+        for job in [pool.submit(ask, *job) for job in jobs]:
+            job.result()
     labels = examples.labels[held_out]
     losses = [_loss(each[held_out], labels) for each in logits]
     best = int(np.argmin(losses))

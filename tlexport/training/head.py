@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
+from collections.abc import Iterator
 from typing import Any, cast
 
 import numpy as np
@@ -90,26 +92,22 @@ def search(
         progress("head", len(fits), options.head_trials)
         return fits[-1].report.val_loss
 
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # matrices this small lose more to waiting than they gain
     optuna.logging.set_verbosity(logging.ERROR)  # Ctrl-C would be a warning with a traceback
     study = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=options.seed))
     study.enqueue_trial({"optimiser": "AdamW", **FIRST} if few else FIRST)
     for penalty in PENALTIES if few else ():
         study.enqueue_trial({"optimiser": "L-BFGS", "penalty": penalty})
-    try:
+    with one_thread_each():
         study.optimize(objective, n_trials=options.head_trials)
-    finally:
-        torch.set_num_threads(threads)
     best = min(fits, key=lambda fit: fit.report.val_loss)
     folded = Fit(head=_folded(best.head, mean, std), report=best.report)
     return folded, tuple(fit.report for fit in fits)
 
 
-def answers(train: Labelled, values: np.ndarray, classes: int) -> np.ndarray:
-    """What the exact solution under each of PENALTIES says of other examples.
+def answers(train: Labelled, values: np.ndarray, classes: int, penalty: float) -> np.ndarray:
+    """What the exact solution under a penalty says of other examples.
 
-    values: float32 [examples, width] -> logits: float32 [penalties, examples, classes].
+    values: float32 [examples, width] -> logits: float32 [examples, classes].
     """
     mean, std = _statistics(train.values)
     known, asked = (
@@ -117,15 +115,21 @@ def answers(train: Labelled, values: np.ndarray, classes: int) -> np.ndarray:
         for each in (train.values, values)
     )
     part = Part(values=known, labels=torch.from_numpy(train.labels))
+    found = _solve(part, part, _Setting(classes, 1.0, penalty, None)).head
+    with torch.inference_mode():
+        logits: np.ndarray = found(asked).numpy()
+    return logits
+
+
+@contextlib.contextmanager
+def one_thread_each() -> Iterator[None]:
+    """Matrices this small lose more to waiting than they gain from a second thread."""
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # as in `search`
+    torch.set_num_threads(1)
     try:
-        heads = [_solve(part, part, _Setting(classes, 1.0, p, None)).head for p in PENALTIES]
-        with torch.inference_mode():
-            found: np.ndarray = torch.stack([head(asked) for head in heads]).numpy()
+        yield
     finally:
         torch.set_num_threads(threads)
-    return found
 
 
 @dataclasses.dataclass(frozen=True)
@@ -208,9 +212,8 @@ def _solve(train: Part, val: Part, setting: _Setting) -> Fit:
 
 
 def _zero(inputs: int, outputs: int) -> torch.nn.Linear:
-    """A layer of zeros; the caller's random state is left alone."""
-    with torch.random.fork_rng(devices=[]):
-        layer = torch.nn.Linear(inputs, outputs)
+    """A layer of zeros; the random state, which threads share, is left alone."""
+    layer: Head = cast(Any, torch.nn.utils).skip_init(Head, inputs, outputs)
     torch.nn.init.zeros_(layer.weight)
     torch.nn.init.zeros_(layer.bias)
     return layer
