@@ -126,6 +126,18 @@ def test_augment_is_refused_with_the_reason():
 
 
 @pytest.mark.parametrize(
+    "asked", [{"learning_rate": 0.1}, {"strategy": "fsdp"}, {"logs": ("mlflow",)}, {"clip": 0}]
+)
+def test_what_a_frozen_network_would_not_heed_is_refused(asked):
+    flag = {"logs": "--log"}.get(next(iter(asked)), f"--{next(iter(asked)).replace('_', '-')}")
+    with pytest.raises(OptionError, match=f"no {flag} with a frozen backbone") as caught:
+        AdaptOptions(**asked)
+    assert "--unfreeze" in caught.value.fix
+    assert AdaptOptions(**asked, unfreeze="last-1").active
+    assert not AdaptOptions(devices=2, nodes=2).active
+
+
+@pytest.mark.parametrize(
     "name", ["", ".", "..", "a b", "a/b", "-rf", ".hidden", "a;b", "$(x)", "naïve", "a\n", "ä"]
 )
 def test_names_that_a_shell_or_a_folder_scan_would_trip_over_are_refused(name):

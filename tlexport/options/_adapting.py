@@ -13,6 +13,14 @@ from tlexport.errors import OptionError
 
 LOGS = ("tensorboard", "mlflow")
 
+FROZEN_TOO = {"devices", "nodes"}
+"""What a frozen backbone heeds, too: its features are divided."""
+
+STILL = (
+    ": a frozen network's features are computed once and kept, so each image has exactly one "
+    "feature vector and a random crop or flip would never be seen again"
+)
+
 
 class AdaptOptions(msgspec.Struct, frozen=True, kw_only=True):
     """What trains besides the head, and how; unasked nothing does."""
@@ -100,13 +108,13 @@ class AdaptOptions(msgspec.Struct, frozen=True, kw_only=True):
                 got=", ".join(sorted(unknown)),
                 fix="leave it out: a CSV file is written in any case",
             )
-        if self.augment and not self.active:
+        if not self.active and (idle := self._changed() - FROZEN_TOO):
+            flags = ", ".join(sorted(_flag(name) for name in idle))
             raise OptionError(
-                "no --augment with a frozen backbone",
-                got=f"--augment {self.augment:g}",
-                fix="pass --unfreeze last-2 or all, or --lora 8, or leave it out: a frozen "
-                "network's features are computed once and kept, so each image has exactly one "
-                "feature vector and a random crop or flip would never be seen again",
+                f"no {flags} with a frozen backbone",
+                got="neither --unfreeze nor --lora",
+                fix="pass --unfreeze last-2 or all, or --lora 8, or leave it out"
+                + (STILL if "augment" in idle else ": the head's own settings are searched"),
             )
         if self.lora and self.unfreeze != "head":
             raise OptionError(
@@ -115,7 +123,16 @@ class AdaptOptions(msgspec.Struct, frozen=True, kw_only=True):
                 fix="leave one out: adapters train in place of the network's own weights",
             )
 
+    def _changed(self) -> set[str]:
+        """The fields that are not as they are unasked."""
+        fields = msgspec.structs.fields(type(self))
+        return {field.name for field in fields if getattr(self, field.name) != field.default}
+
     @property
     def active(self) -> bool:
         """Whether more than the head shall train."""
         return self.unfreeze != "head" or self.lora > 0
+
+
+def _flag(name: str) -> str:
+    return "--" + name.removesuffix("s" if name == "logs" else "").replace("_", "-")
