@@ -74,6 +74,33 @@ def test_a_server_that_does_not_stop_is_killed():
     assert gone(server)
 
 
+LINGERING = """
+import pathlib, signal, subprocess, sys, time
+model = subprocess.Popen(["sleep", "60"])
+def stop(number, frame):
+    time.sleep(0.5)  # answers what is in flight
+    pathlib.Path(sys.argv[1]).write_text("answered")
+    model.kill()
+    model.wait()
+signal.signal(signal.SIGTERM, stop)
+pathlib.Path(sys.argv[2]).touch()
+while True:
+    time.sleep(60)
+"""
+
+
+def test_a_server_whose_models_have_ended_is_not_waited_for(tmp_path):
+    answered, ready = tmp_path / "answered", tmp_path / "ready"
+    command = [sys.executable, "-c", LINGERING, str(answered), str(ready)]
+    with start(command, stop_s=30.0) as process:
+        server = child_of(process.pid)
+        until(ready.exists)
+        process.stdin.close()
+        assert process.wait(10) == 0
+    assert answered.read_text() == "answered"
+    assert gone(server)
+
+
 def test_an_interrupt_is_not_for_it():
     with start(["sleep", "60"]) as process:
         child_of(process.pid)

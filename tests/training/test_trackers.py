@@ -169,6 +169,31 @@ def test_what_a_silent_server_missed_is_told_later(tmp_path, monkeypatch, caplog
     assert anew.info.run_id != run.info.run_id, "what was deleted is not gone on in"
 
 
+def test_a_run_that_was_killed_as_soon_as_it_was_made_is_gone_on_in(tmp_path, monkeypatch) -> None:
+    from lightning.pytorch.loggers import MLFlowLogger
+
+    trial = trackers.Trial(name="a", folder=tmp_path / "kept", asked={"seed": 0})
+    trackers.hold(("mlflow",))
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(MLFlowLogger, "log_hyperparams", interrupted)
+        with trackers.opened(("mlflow",), trial):
+            pass
+    with trackers.opened(("mlflow",), trial) as tell:
+        tell(epoch(1))
+    other = trackers.Trial(name="a", folder=tmp_path / "other", asked={"seed": 0})
+    with trackers.opened(("mlflow",), other) as tell:
+        tell(epoch(1))
+    client = MlflowClient(f"sqlite:///{tmp_path}/runs/mlflow.db")
+    experiment = client.get_experiment_by_name("tlexport")
+    runs = client.search_runs([experiment.experiment_id])
+    assert [run.info.status for run in runs] == ["FINISHED", "FINISHED"], "one each"
+    assert all(run.data.params == {"seed": "0"} for run in runs)
+
+
+def interrupted(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
 def test_a_server_that_went_away_for_good_costs_a_warning(tmp_path, monkeypatch, caplog) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:1")
     trial = trackers.Trial(name="a", folder=tmp_path / "kept", asked={})

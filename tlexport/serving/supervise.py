@@ -32,6 +32,7 @@ from pathlib import Path
 PR_SET_PDEATHSIG = 1
 PR_SET_CHILD_SUBREAPER = 36
 PARENT_CHECK_S = 0.5
+STOP_CHECK_S = 0.02
 STUB = b"/triton_python_backend_stub"
 
 
@@ -47,13 +48,13 @@ def supervise(command: list[str], stop_s: float, parent: int) -> int:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)
     server = subprocess.Popen(command, stdin=subprocess.DEVNULL, preexec_fn=_die_with(os.getpid()))
-    while server.poll() is None:
+    while (code := server.poll()) is None:
         ready, _, _ = select.select([0, wakes], [], [], PARENT_CHECK_S)
         if wakes in ready:
             os.read(wakes, 64)
         if asked or os.getppid() != parent or (0 in ready and not os.read(0, 64)):
-            _stop(server, stop_s)
-    code = server.returncode
+            code = _stop(server, stop_s)
+            break
     _end_orphans()
     return code if code >= 0 else 128 - code
 
@@ -79,13 +80,31 @@ def end_strays(prefix: str, folder: Path = Path("/dev/shm")) -> None:
     remove_regions(prefix, folder)
 
 
-def _stop(server: subprocess.Popen[bytes], stop_s: float) -> None:
+def _stop(server: subprocess.Popen[bytes], stop_s: float) -> int:
+    """Ask the server to end; its exit code, 0 where it had nothing left to do but to wait.
+
+    It answers what is in flight, then has each model's process end, and then looks once a second
+    whether they have: they have, where its last child is gone.
+    """
     server.terminate()
-    try:
-        server.wait(stop_s)
-    except subprocess.TimeoutExpired:
-        server.kill()
-        server.wait()
+    until, worked = time.monotonic() + stop_s, bool(_children(server.pid))
+    while server.poll() is None:
+        idle = worked and not _children(server.pid)
+        if idle or time.monotonic() > until:
+            server.kill()
+            code = server.wait()
+            return 0 if idle else code
+        time.sleep(STOP_CHECK_S)
+    return server.returncode
+
+
+def _children(pid: int) -> list[int]:
+    """Processes that any thread of a process has started."""
+    found: list[int] = []
+    for thread in Path(f"/proc/{pid}/task").glob("*"):
+        with contextlib.suppress(OSError):  # it ended meanwhile
+            found += map(int, (thread / "children").read_text().split())
+    return found
 
 
 def _end_orphans() -> None:
@@ -96,8 +115,8 @@ def _end_orphans() -> None:
     while True:
         try:
             if os.waitpid(-1, os.WNOHANG)[0] == 0:
-                for child in Path(f"/proc/self/task/{os.getpid()}/children").read_text().split():
-                    os.kill(int(child), signal.SIGKILL)
+                for child in _children(os.getpid()):
+                    os.kill(child, signal.SIGKILL)
                 time.sleep(0.01)
         except ChildProcessError:
             return

@@ -6,12 +6,11 @@ import contextlib
 import dataclasses
 import logging
 import os
+import secrets
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
-
-import msgspec
 
 from tlexport.environment import launch
 from tlexport.errors import MissingDependency, ServerError
@@ -20,6 +19,9 @@ from tlexport.reports import EpochReport
 
 RUNS = Path("runs")
 """Where TensorBoard and MLflow find theirs, below the folder one is in."""
+
+TOKEN = "tlexport.trial"
+"""The tag by which a run that was killed is found again."""
 
 BRIEFLY = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
@@ -122,20 +124,12 @@ class _TensorBoard:
         self._logger.finalize("success")
 
 
-class _Kept(msgspec.Struct, frozen=True, kw_only=True):
-    """The run at MLflow that a killed one goes on in."""
-
-    uri: str
-    run: str
-
-
 class _MLflow:
     """A run at MLflow. Training does not end with its server: what it missed it gets later."""
 
     def __init__(self, trial: Trial) -> None:
         self._trial = trial
         self._uri = _uri()
-        self._file = trial.folder / "mlflow.json"
         self._logger: Any = None
         self._had: set[int] | None = None
         self._waiting: list[EpochReport] = []
@@ -188,17 +182,19 @@ class _MLflow:
     def _begin(self) -> set[int]:
         """The run, a new one or that of an earlier start; which epochs it has already."""
         from lightning.pytorch.loggers import MLFlowLogger
+        from mlflow.tracking import MlflowClient
 
-        earlier = self._earlier()
+        token = self._token()
+        earlier = _run_of(MlflowClient(self._uri), token)
         self._logger = MLFlowLogger(
             experiment_name=_experiment(),
             run_name=self._trial.name,
             tracking_uri=self._uri,
             run_id=earlier,
+            tags={TOKEN: token},
             artifact_location=_artifacts(self._uri),
         )
         client, run = self._logger.experiment, self._logger.run_id
-        write_atomic(self._file, msgspec.json.encode(_Kept(uri=self._uri, run=run)))
         had: set[int] = set()
         if earlier is not None:
             client.update_run(run, status="RUNNING")
@@ -207,23 +203,21 @@ class _MLflow:
         self._had = had
         return had
 
-    def _earlier(self) -> str | None:
-        from mlflow.exceptions import MlflowException
-        from mlflow.tracking import MlflowClient
+    def _token(self) -> str:
+        """What a run of this trial is known by: written down before there is one."""
+        file = self._trial.folder / "mlflow"
+        if not file.is_file():
+            write_atomic(file, secrets.token_hex(16).encode())
+        return file.read_text()
 
-        try:
-            kept = msgspec.json.decode(self._file.read_bytes(), type=_Kept)
-        except (FileNotFoundError, msgspec.DecodeError):
-            return None
-        if kept.uri != self._uri:
-            return None
-        try:
-            info = MlflowClient(self._uri).get_run(kept.run).info
-        except MlflowException as error:
-            if error.error_code == "RESOURCE_DOES_NOT_EXIST":  # somebody has cleared up
-                return None
-            raise
-        return kept.run if info.lifecycle_stage == "active" else None
+
+def _run_of(client: Any, token: str) -> str | None:
+    """The run that an earlier start made; None where it made none, or somebody has cleared up."""
+    experiment = client.get_experiment_by_name(_experiment())
+    if experiment is None:
+        return None
+    found = client.search_runs([experiment.experiment_id], f"tags.`{TOKEN}` = '{token}'")
+    return found[0].info.run_id if found else None
 
 
 def _uri() -> str:
