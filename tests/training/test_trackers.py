@@ -205,6 +205,15 @@ def test_a_server_that_went_away_for_good_costs_a_warning(tmp_path, monkeypatch,
     assert "MLflow lacks the epochs 1, 2" in caplog.text
 
 
+def test_mlflow_prints_no_address_into_the_report() -> None:
+    from mlflow.environment_variables import MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT
+
+    assert not MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT.get()
+    with trackers._briefly():
+        assert MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT.get()
+    assert not MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT.get()
+
+
 def test_of_several_processes_the_first_alone_tells(tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setenv("WORLD_SIZE", "2")

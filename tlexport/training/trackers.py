@@ -27,10 +27,12 @@ BRIEFLY = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "5",
     "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
 }
 """Unless the caller's environment says otherwise. By its own defaults MLflow's client tries for
-minutes; here what did not get through is sent again with the next epoch. And it tells its makers
-that it is used, which is nobody's to decide but the user's."""
+minutes; here what did not get through is sent again with the next epoch. It tells its makers that
+it is used, which is nobody's to decide but the user's; and a run's address would stand in the
+middle of `--json`."""
 
 logger = logging.getLogger(__name__)
 
