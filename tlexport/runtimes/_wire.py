@@ -10,7 +10,7 @@ from tritonclient.utils import serialize_byte_tensor
 
 from tlexport.errors import ServerError
 from tlexport.serving.client import Client
-from tlexport.serving.shared_memory import Region
+from tlexport.serving.shared_memory import Region, SystemRegion
 from tlexport.spec import TRITON_DTYPES, ModelSpec, Tensors, TensorSpec
 
 UNKNOWN_REGION = "Unable to find shared memory region"
@@ -63,13 +63,16 @@ class Line:
 
 
 class SharedLine(Line):
-    """A connection: arrays lie in memory shared with the server, in and out.
+    """A connection: arrays lie in memory of a `kind` shared with the server, in and out.
 
     Outputs whose size is not known beforehand (texts, free axes) travel in the message.
     """
 
-    def __init__(self, client: Client, spec: ModelSpec, model: Model) -> None:
+    def __init__(
+        self, client: Client, spec: ModelSpec, model: Model, kind: type[Region] = SystemRegion
+    ) -> None:
         super().__init__(client, spec, model)
+        self._kind = kind
         self._incoming: Region | None = None
         self._outgoing: Region | None = None
 
@@ -103,6 +106,7 @@ class SharedLine(Line):
                 offset += _padded(size)
             outputs.append(output)
         result = self.client.infer(self.model.name, self.model.version, filled, outputs)
+        self._outgoing.fetch()
         answers = {}
         for tensor in self.spec.outputs:
             shape = shapes[tensor.name]
@@ -145,6 +149,7 @@ class SharedLine(Line):
             entry.set_shared_memory(self._incoming.name, size, offset)
             filled.append(entry)
             offset += _padded(size)
+        self._incoming.send()
         return filled
 
     def _room(self, region: Region | None, size_bytes: int) -> Region:
@@ -153,7 +158,7 @@ class SharedLine(Line):
             return region
         if region is not None:
             region.close()
-        return Region(self.client, size_bytes)
+        return self._kind(self.client, size_bytes)
 
 
 def _padded(size_bytes: int) -> int:

@@ -16,9 +16,13 @@ from tlexport.runtimes._wire import Line, Model, SharedLine
 from tlexport.serving.client import Client, parse
 from tlexport.serving.config import DIGESTS_PARAMETER, SPEC_PARAMETER
 from tlexport.serving.pipeline import pipeline_of, whole
+from tlexport.serving.shared_memory import CudaRegion, SystemRegion
 from tlexport.spec import TRITON_DTYPES, ModelSpec, Tensors, TensorSpec, cast
 
 NUMPY_DTYPES = {triton: name for name, triton in TRITON_DTYPES.items()}
+REGIONS = {"shm": SystemRegion, "cudashm": CudaRegion}
+"""Protocols by which arrays lie in shared memory."""
+
 COUNTED = {
     "queue_ms": "queue",
     "compute_ms": "compute_infer",
@@ -28,7 +32,7 @@ COUNTED = {
 
 
 def open(bundle: Bundle | None, where: str, options: RuntimeOptions) -> TritonRuntime:
-    """Connect to "HOST:PORT" (gRPC), "http://HOST:PORT" or "shm://HOST:PORT".
+    """Connect to "HOST:PORT" (gRPC), or with http://, shm:// or cudashm:// before it.
 
     Without a bundle the model's spec is the one its configuration carries, else what the server
     tells of its tensors. The model is `options.model`, else the bundle's, else the only one.
@@ -130,8 +134,13 @@ class TritonRuntime:
                 self._free.append(line)
 
     def _connected(self) -> Line:
-        kind = SharedLine if self._address.protocol == "shm" else Line
-        line = kind(Client(self._address, self._options.timeout_s), self._wire, self._model)
+        client = Client(self._address, self._options.timeout_s)
+        region = REGIONS.get(self._address.protocol)
+        line = (
+            SharedLine(client, self._wire, self._model, region)
+            if region is not None
+            else Line(client, self._wire, self._model)
+        )
         with self._lock:
             left = [each for each in self._lines if not each[0].is_alive()]
             left = left if self._address.protocol == "http" else []

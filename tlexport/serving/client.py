@@ -27,18 +27,18 @@ DIED = re.compile(r"Stub process '[^']*' is not healthy")
 MAX_MESSAGE = tritonclient.grpc.MAX_GRPC_MESSAGE_SIZE
 PROXIES = ("grpc_proxy", "https_proxy", "http_proxy")
 """Variables that gRPC takes a proxy from, for loopback addresses as well."""
-PROTOCOLS = {"": "grpc", "grpc": "grpc", "http": "http", "shm": "shm"}
+PROTOCOLS = {"": "grpc", **{name: name for name in ("grpc", "http", "shm", "cudashm")}}
 
 
 class Address(msgspec.Struct, frozen=True, kw_only=True):
-    """Where a server answers: `protocol` is grpc, http, or shm (gRPC with shared memory)."""
+    """Where a server answers: `protocol` is grpc, http, or, with memory shared, shm or cudashm."""
 
     protocol: str
     place: str
 
 
 def parse(where: str) -> Address:
-    """Read HOST:PORT, http://HOST:PORT or shm://HOST:PORT.
+    """Read HOST:PORT, http://HOST:PORT, shm://HOST:PORT or cudashm://HOST:PORT.
 
     Raises:
         OptionError: it is written otherwise.
@@ -48,7 +48,8 @@ def parse(where: str) -> Address:
     host, _, port = place.rpartition(":")
     if scheme not in PROTOCOLS or not host or not port.isdigit():
         raise OptionError(
-            "a server written HOST:PORT (gRPC), http://HOST:PORT or shm://HOST:PORT",
+            "a server written HOST:PORT (gRPC), http://HOST:PORT, shm://HOST:PORT or "
+            "cudashm://HOST:PORT",
             got=repr(where),
             fix="write for example triton@localhost:8001 or triton@http://localhost:8000",
         )
@@ -159,6 +160,16 @@ class Client:
         """Have the server let go of a shared memory region."""
         with self.translated():
             self._client.unregister_system_shared_memory(region)
+
+    def register_cuda(self, region: str, handle: bytes, device: int, size_bytes: int) -> None:
+        """Tell the server of a region on a GPU, by CUDA's handle for other processes."""
+        with self.translated():
+            self._client.register_cuda_shared_memory(region, handle, device, size_bytes)
+
+    def unregister_cuda(self, region: str) -> None:
+        """Have the server let go of a region on a GPU."""
+        with self.translated():
+            self._client.unregister_cuda_shared_memory(region)
 
     def close(self) -> None:
         """Give the connection back."""

@@ -1,0 +1,138 @@
+"""Memory of a GPU shared with a server; without a GPU memory of the machine stands for it."""
+
+from __future__ import annotations
+
+import mmap
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tritonclient.grpc
+from serving import bundles
+from tritonclient.utils import cuda_shared_memory
+
+from tlexport.errors import ServerError
+from tlexport.options import PackageOptions, RuntimeOptions, ServeOptions
+from tlexport.runtimes import connect
+from tlexport.serving import choice, shared_memory
+from tlexport.stages.package import package
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("served")
+    package(bundles.make(folder / "b.bundle"), folder / "models", PackageOptions(max_batch=16))
+    server, _ = choice.start("embedded", folder / "models", ServeOptions())
+    yield server
+    server.stop()
+
+
+class Region:
+    """What stands for memory of a GPU: a file of shared memory, which its key names."""
+
+    def __init__(self, name: str, size: int) -> None:
+        self.path = Path("/dev/shm") / f"{name}-gpu"
+        self.path.write_bytes(bytes(size))
+        with self.path.open("r+b") as file:
+            self.memory = mmap.mmap(file.fileno(), size)
+
+
+@pytest.fixture
+def gpu(monkeypatch) -> list[Region]:
+    """CUDA's part of Triton's client, and how a server is told; the regions there are now."""
+    made: list[Region] = []
+
+    def create(name: str, size: int, device: int) -> Region:
+        assert device == 0
+        made.append(Region(name, size))
+        return made[-1]
+
+    def put(region: Region, arrays: list[np.ndarray]) -> None:
+        whole = b"".join(array.tobytes() for array in arrays)
+        region.memory[: len(whole)] = whole
+
+    def get(region: Region, dtype: type, shape: list[int]) -> np.ndarray:
+        return np.frombuffer(region.memory[:], dtype).reshape(shape).copy()
+
+    def destroy(region: Region) -> None:
+        made.remove(region)
+        region.path.unlink()
+
+    def register(self, name: str, handle: bytes, device: int, size: int) -> None:
+        self.register_system_shared_memory(name, handle.decode(), size)
+
+    for name, stand_in in {
+        "create_shared_memory_region": create,
+        "get_raw_handle": lambda region: f"/{region.path.name}".encode(),
+        "set_shared_memory_region": put,
+        "get_contents_as_numpy": get,
+        "destroy_shared_memory_region": destroy,
+    }.items():
+        monkeypatch.setattr(cuda_shared_memory, name, stand_in)
+    client = tritonclient.grpc.InferenceServerClient
+    monkeypatch.setattr(client, "register_cuda_shared_memory", register)
+    monkeypatch.setattr(
+        client, "unregister_cuda_shared_memory", client.unregister_system_shared_memory
+    )
+    return made
+
+
+def test_it_answers_as_over_the_wire(server, gpu) -> None:
+    pixels = bundles.images(5)
+    wire = connect(f"triton@{server.grpc}", None, RuntimeOptions())
+    shared = connect(f"triton@cudashm://{server.grpc}", None, RuntimeOptions())
+    assert shared.facts()["protocol"] == "cudashm"
+    for rows in (pixels[:1], pixels, pixels[1:3]):
+        wanted, told = wire({"images": rows}), shared({"images": rows})
+        assert told.keys() == wanted.keys()
+        assert all(np.array_equal(told[name], wanted[name]) for name in wanted)
+    assert len(gpu) == 2, "in and out, the larger ones in place of the smaller"
+    shared.close()
+    wire.close()
+    assert gpu == []
+    with tritonclient.grpc.InferenceServerClient(server.grpc) as client:
+        assert not client.get_system_shared_memory_status().regions
+
+
+def test_what_the_server_does_not_take_is_given_back(server, gpu, monkeypatch) -> None:
+    """The server is on another machine, or without a GPU: it refuses in its own words."""
+    monkeypatch.setattr(cuda_shared_memory, "get_raw_handle", lambda region: b"/nothing-there")
+    runtime = connect(f"triton@cudashm://{server.grpc}", None, RuntimeOptions())
+    with pytest.raises(ServerError, match="GPU that this process and the server share") as caught:
+        runtime({"images": bundles.images(1)})
+    assert "nothing-there" in caught.value.got
+    assert "triton@shm://" in caught.value.fix
+    assert gpu == []
+    runtime.close()
+
+
+def test_a_machine_without_a_gpu_is_told_so(server, monkeypatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    runtime = connect(f"triton@cudashm://{server.grpc}", None, RuntimeOptions())
+    with pytest.raises(ServerError, match="GPU that this process and the server share") as caught:
+        runtime({"images": bundles.images(1)})
+    assert "CUDA" in caught.value.got
+    runtime.close()
+
+
+@pytest.mark.gpu
+def test_bytes_come_back_from_a_card() -> None:
+    told: list[tuple[object, ...]] = []
+
+    class Client:
+        def register_cuda(self, *about: object) -> None:
+            told.append(about)
+
+        def unregister_cuda(self, name: str) -> None:
+            told.append((name,))
+
+    region = shared_memory.CudaRegion(Client(), 1000)
+    values = np.random.default_rng(0).standard_normal(100).astype(np.float32)
+    region.write(values, 64)
+    region.write_bytes(b"bytes", 600)
+    region.send()
+    region.fetch()
+    assert np.array_equal(region.view(np.dtype("float32"), (10, 10), 64).ravel(), values)
+    assert region.view(np.dtype("uint8"), (5,), 600).tobytes() == b"bytes"
+    region.close()
+    assert [about[0] for about in told] == [region.name, region.name]
