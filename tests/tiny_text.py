@@ -66,15 +66,19 @@ def tokenizer(folder: Path, *, decoder: bool, pad: int = 0) -> int:
         trainer = trainers.BpeTrainer(
             vocab_size=300, special_tokens=["<|end|>"], initial_alphabet=sorted(alphabet)
         )
+        built.train_from_iterator(WORDS, trainer)
         special = {"eos_token": "<|end|>", "bos_token": "<|end|>"}
     else:
-        built = tokenizers.Tokenizer(models.WordPiece(unk_token="[UNK]"))
+        # Listed, not trained: WordPieceTrainer breaks ties in another order each time.
+        words = {word.strip(",;:") for line in WORDS for word in line.split()}
+        letters = {letter for line in WORDS for letter in line if letter != " "}
+        pieces = [*specials, *sorted(letters | words), *sorted(f"##{each}" for each in letters)]
+        vocabulary = {piece: number for number, piece in enumerate(pieces)}
+        built = tokenizers.Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
         built.normalizer = normalizers.BertNormalizer()
         built.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-        trainer = trainers.WordPieceTrainer(vocab_size=200, special_tokens=specials)
         special = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]"}
         special |= {"sep_token": "[SEP]", "mask_token": "[MASK]"}
-    built.train_from_iterator(WORDS, trainer)
     if not decoder:
         ends = [(name, built.token_to_id(name)) for name in ("[CLS]", "[SEP]")]
         built.post_processor = processors.TemplateProcessing(
