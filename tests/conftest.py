@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import functools
+import importlib
 import os
 import shutil
 import subprocess
@@ -37,9 +38,9 @@ def _cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 @pytest.fixture(scope="session", autouse=True)
 def _one_table_of_operators() -> Iterator[None]:
     """PyTorch's exporter builds the same table anew for each export: a twentieth of all tests."""
-    import torchvision  # noqa: F401  # its operators are in the table only once it is imported
     from torch.onnx._internal.exporter._registration import ONNXRegistry
 
+    importlib.import_module("torchvision")  # only then are its operators in the table
     with pytest.MonkeyPatch.context() as patch:
         kept = staticmethod(functools.cache(ONNXRegistry.from_torchlib))
         patch.setattr(ONNXRegistry, "from_torchlib", kept)

@@ -126,14 +126,22 @@ def test_augment_is_refused_with_the_reason():
 
 
 @pytest.mark.parametrize(
-    "asked", [{"learning_rate": 0.1}, {"strategy": "fsdp"}, {"logs": ("mlflow",)}, {"clip": 0}]
+    ("flag", "asked"),
+    [
+        ("--learning-rate", {"learning_rate": 0.1}),
+        ("--strategy", {"strategy": "fsdp"}),
+        ("--log", {"logs": ("mlflow",)}),
+        ("--clip", {"clip": 0}),
+    ],
 )
-def test_what_a_frozen_network_would_not_heed_is_refused(asked):
-    flag = {"logs": "--log"}.get(next(iter(asked)), f"--{next(iter(asked)).replace('_', '-')}")
+def test_what_a_frozen_network_would_not_heed_is_refused(flag, asked):
     with pytest.raises(OptionError, match=f"no {flag} with a frozen backbone") as caught:
         AdaptOptions(**asked)
     assert "--unfreeze" in caught.value.fix
     assert AdaptOptions(**asked, unfreeze="last-1").active
+
+
+def test_a_frozen_network_heeds_how_many_processes_there_are():
     assert not AdaptOptions(devices=2, nodes=2).active
 
 

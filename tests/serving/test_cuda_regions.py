@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import mmap
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -106,13 +108,53 @@ def test_what_the_server_does_not_take_is_given_back(server, gpu, monkeypatch) -
     runtime.close()
 
 
-def test_a_machine_without_a_gpu_is_told_so(server, monkeypatch) -> None:
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+@pytest.mark.parametrize("step", ["set_shared_memory_region", "get_contents_as_numpy"])
+def test_a_gpu_that_fails_is_told_and_nothing_is_left(server, gpu, monkeypatch, step) -> None:
+    def fail(*_: object) -> None:
+        raise cuda_shared_memory.CudaSharedMemoryException("the card fell off the bus")
+
     runtime = connect(f"triton@cudashm://{server.grpc}", None, RuntimeOptions())
-    with pytest.raises(ServerError, match="GPU that this process and the server share") as caught:
+    with monkeypatch.context() as patch, pytest.raises(ServerError) as caught:
+        patch.setattr(cuda_shared_memory, step, fail)
         runtime({"images": bundles.images(1)})
-    assert "CUDA" in caught.value.got
+    assert "fell off the bus" in caught.value.got
+    assert runtime({"images": bundles.images(1)})["logits"].shape == (1, 3)
     runtime.close()
+    assert gpu == []
+
+
+def test_a_gpu_without_room_for_more_is_told_and_nothing_is_left(server, gpu, monkeypatch) -> None:
+    runtime = connect(f"triton@cudashm://{server.grpc}", None, RuntimeOptions())
+    runtime({"images": bundles.images(1)})
+
+    def full(*_: object) -> None:
+        raise cuda_shared_memory.CudaSharedMemoryException("out of memory")
+
+    monkeypatch.setattr(cuda_shared_memory, "create_shared_memory_region", full)
+    with pytest.raises(ServerError, match="GPU that this process and the server share") as caught:
+        runtime({"images": bundles.images(16)})
+    assert "out of memory" in caught.value.got
+    runtime.close()
+    assert gpu == []
+
+
+def test_a_machine_without_a_gpu_is_told_so(server) -> None:
+    """In a process of its own: where there is a GPU, CUDA looks at the variable once."""
+    code = (
+        "import sys; from serving import bundles\n"
+        "from tlexport.errors import ServerError\n"
+        "from tlexport.runtimes import connect; from tlexport.options import RuntimeOptions\n"
+        f"runtime = connect('triton@cudashm://{server.grpc}', None, RuntimeOptions())\n"
+        "try: runtime({'images': bundles.images(1)})\n"
+        "except ServerError as error: print(error)\n"
+        "runtime.close()\n"
+    )
+    environ = {"PYTHONPATH": str(Path(__file__).parents[1]), "CUDA_VISIBLE_DEVICES": ""}
+    command = [sys.executable, "-c", code]
+    told = subprocess.run(command, env=environ, capture_output=True, text=True, check=True).stdout
+    assert "expected an NVIDIA GPU that this process and the server share" in told
+    assert "CUDA" in told
+    assert "triton@shm://" in told
 
 
 @pytest.mark.gpu

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -10,7 +11,7 @@ from tritonclient.utils import serialize_byte_tensor
 
 from tlexport.errors import ServerError
 from tlexport.serving.client import Client
-from tlexport.serving.shared_memory import Region, SystemRegion
+from tlexport.serving.shared_memory import Region
 from tlexport.spec import TRITON_DTYPES, ModelSpec, Tensors, TensorSpec
 
 UNKNOWN_REGION = "Unable to find shared memory region"
@@ -69,7 +70,11 @@ class SharedLine(Line):
     """
 
     def __init__(
-        self, client: Client, spec: ModelSpec, model: Model, kind: type[Region] = SystemRegion
+        self,
+        client: Client,
+        spec: ModelSpec,
+        model: Model,
+        kind: Callable[[Client, int], Region],
     ) -> None:
         super().__init__(client, spec, model)
         self._kind = kind

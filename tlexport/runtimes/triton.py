@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import msgspec
@@ -16,11 +16,11 @@ from tlexport.runtimes._wire import Line, Model, SharedLine
 from tlexport.serving.client import Client, parse
 from tlexport.serving.config import DIGESTS_PARAMETER, SPEC_PARAMETER
 from tlexport.serving.pipeline import pipeline_of, whole
-from tlexport.serving.shared_memory import CudaRegion, SystemRegion
+from tlexport.serving.shared_memory import CudaRegion, Region, SystemRegion
 from tlexport.spec import TRITON_DTYPES, ModelSpec, Tensors, TensorSpec, cast
 
 NUMPY_DTYPES = {triton: name for name, triton in TRITON_DTYPES.items()}
-REGIONS = {"shm": SystemRegion, "cudashm": CudaRegion}
+REGIONS: dict[str, Callable[[Client, int], Region]] = {"shm": SystemRegion, "cudashm": CudaRegion}
 """Protocols by which arrays lie in shared memory."""
 
 COUNTED = {

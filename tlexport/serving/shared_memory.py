@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import abc
+import contextlib
 import mmap
 import os
 import time
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +24,7 @@ DEVICE = 0
 """The first GPU that CUDA_VISIBLE_DEVICES leaves."""
 
 
-class Region:
+class Region(abc.ABC):
     """A region a server knows by name; what is written goes into `_host`, uint8 [size_bytes]."""
 
     _host: np.ndarray
@@ -44,11 +47,13 @@ class Region:
         count = int(np.prod(shape, dtype=np.int64))
         return np.frombuffer(self._host, dtype, count, offset).reshape(shape)
 
+    @abc.abstractmethod
     def send(self) -> None:
-        """What was written is where the server reads it."""
+        """Bring what was written to where the server reads it."""
 
+    @abc.abstractmethod
     def fetch(self) -> None:
-        """What the server wrote is where it is viewed."""
+        """Bring what the server wrote to where it is viewed."""
 
     def close(self) -> None:
         """Have the server let go; directly after an answer it may still hold on for a moment."""
@@ -61,8 +66,9 @@ class Region:
                     raise
                 time.sleep(BUSY_WAIT_S)
 
+    @abc.abstractmethod
     def _let_go(self) -> None:
-        raise NotImplementedError
+        """Have the server let go, once."""
 
 
 class SystemRegion(Region):
@@ -93,6 +99,12 @@ class SystemRegion(Region):
             os.close(descriptor)
             path.unlink()
 
+    def send(self) -> None:
+        """The server reads the very bytes that were written."""
+
+    def fetch(self) -> None:
+        """The bytes that are viewed are the server's."""
+
     def _let_go(self) -> None:
         self._client.unregister(self.name)
 
@@ -117,33 +129,47 @@ class CudaRegion(Region):
             ) from error
         self._cuda = cuda_shared_memory
         self._host = np.zeros(self.size_bytes, np.uint8)
-        self._handle: Any = None
-        try:
-            self._handle = self._cuda.create_shared_memory_region(
+        with self._translated():
+            self._handle: Any = self._cuda.create_shared_memory_region(
                 self.name, self.size_bytes, DEVICE
             )
-            raw = self._cuda.get_raw_handle(self._handle)
-            client.register_cuda(self.name, raw, DEVICE, self.size_bytes)
+            try:
+                raw = self._cuda.get_raw_handle(self._handle)
+                client.register_cuda(self.name, raw, DEVICE, self.size_bytes)
+            except BaseException:
+                self._free()
+                raise
+
+    def send(self) -> None:
+        """Copy what was written to the GPU."""
+        with self._translated():
+            self._cuda.set_shared_memory_region(self._handle, [self._host])
+
+    def fetch(self) -> None:
+        """Copy what the server wrote from the GPU."""
+        with self._translated():
+            self._host = self._cuda.get_contents_as_numpy(self._handle, np.uint8, [self.size_bytes])
+
+    def _let_go(self) -> None:
+        self._client.unregister_cuda(self.name)
+        if self._handle is not None:
+            self._free()
+
+    def _free(self) -> None:
+        """Give the memory back: the library keeps it as long as anybody holds the handle."""
+        handle, self._handle = self._handle, None
+        self._cuda.destroy_shared_memory_region(handle)
+
+    @contextlib.contextmanager
+    def _translated(self) -> Iterator[None]:
+        try:
+            yield
         except (ServerError, self._cuda.CudaSharedMemoryException) as error:
-            if self._handle is not None:
-                self._cuda.destroy_shared_memory_region(self._handle)
             raise ServerError(
                 "an NVIDIA GPU that this process and the server share",
                 got=error.got if isinstance(error, ServerError) else _whole(error),
                 fix="use triton@HOST:PORT or triton@shm://HOST:PORT",
             ) from error
-
-    def send(self) -> None:
-        """What was written is where the server reads it."""
-        self._cuda.set_shared_memory_region(self._handle, [self._host])
-
-    def fetch(self) -> None:
-        """What the server wrote is where it is viewed."""
-        self._host = self._cuda.get_contents_as_numpy(self._handle, np.uint8, [self.size_bytes])
-
-    def _let_go(self) -> None:
-        self._client.unregister_cuda(self.name)
-        self._cuda.destroy_shared_memory_region(self._handle)
 
 
 def _whole(error: BaseException) -> str:
