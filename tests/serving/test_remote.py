@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import azurite
+import gcs
 import obstore
 import obstore.store
 import piped
@@ -69,23 +70,35 @@ def azure():
         yield address
 
 
+@pytest.fixture(scope="module")
+def google():
+    with gcs.serve() as address:
+        yield address
+
+
+STORES = {  # the variables, that of the address, the fixture that knows it, the place
+    "S3": (s3.ENVIRONMENT, "AWS_ENDPOINT_URL", "address", f"s3://{s3.BUCKET}"),
+    "Azure": (
+        azurite.ENVIRONMENT,
+        "AZURE_STORAGE_ENDPOINT",
+        "azure",
+        f"az://{azurite.CONTAINER}",
+    ),
+    "Google": (gcs.ENVIRONMENT, "GOOGLE_BASE_URL", "google", f"gs://{gcs.BUCKET}"),
+}
+
+
 @pytest.fixture
 def url(request, monkeypatch):
-    """A new repository: in S3, and for those who ask in Azure."""
-    if getattr(request, "param", "S3") == "S3":
-        variables, address = s3.ENVIRONMENT, "AWS_ENDPOINT_URL"
-        monkeypatch.setenv(address, request.getfixturevalue("address"))
-        place = f"s3://{s3.BUCKET}"
-    else:
-        variables, address = azurite.ENVIRONMENT, "AZURE_STORAGE_ENDPOINT"
-        monkeypatch.setenv(address, request.getfixturevalue("azure"))
-        place = f"az://{azurite.CONTAINER}"
+    """A new repository: in S3, and for those who ask in Azure and Google Cloud."""
+    variables, address, server, place = STORES[getattr(request, "param", "S3")]
+    monkeypatch.setenv(address, request.getfixturevalue(server))
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     return f"{place}/prefix/{next(numbers)}"
 
 
-everywhere = pytest.mark.parametrize("url", ["S3", "Azure"], indirect=True)
+everywhere = pytest.mark.parametrize("url", STORES, indirect=True)
 
 
 @pytest.fixture(scope="module")
@@ -136,8 +149,9 @@ class Watch:
         self._thread.join()
 
     def _look_on(self):
-        store = opened(self._url)
-        while not self._stop.is_set():
+        store, over = opened(self._url), False
+        while not over:
+            over = self._stop.is_set()  # it looks once more after the last change
             for model in ("insects", "insects.tlexport-candidate"):
                 self._look(store, model)
             self.looks += 1
@@ -403,7 +417,7 @@ def test_a_lock_that_was_lost_and_a_configuration_that_changed_stop_the_work(mad
     mine = remote.mirrored(url, list, waiting=lambda: None)
     with pytest.raises(RepositoryError, match="the lock of the repository"), mine as work:
         obstore.put(opened(url), lease.OBJECT, b"{}")
-        work.lease._lost = not work.lease._write(work.lease._tag)
+        work.lease._lost = not work.lease._write(work.lease._mark)
         (work.folder / "insects/config.pbtxt").write_text("# mine\n")
         work.push()
 
@@ -470,6 +484,15 @@ def test_wrong_places_in_azure(made, azure, monkeypatch):
         package(made[0], "az://models/x")
     assert caught.value.got == "AuthorizationFailure (403 Forbidden)"
     assert "AZURE_STORAGE_ACCOUNT_KEY" in caught.value.fix
+
+
+def test_wrong_places_in_google_cloud(made, google, monkeypatch):
+    monkeypatch.setenv("GOOGLE_BASE_URL", google)
+    for name, value in gcs.ENVIRONMENT.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(RepositoryError, match="GOOGLE_APPLICATION_CREDENTIALS") as caught:
+        package(made[0], "gs://no-such-bucket/x")
+    assert caught.value.got == "NoSuchBucket (404 Not Found)"
 
 
 def test_azure_as_triton_writes_it(made, azure, monkeypatch):

@@ -7,7 +7,7 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,8 @@ LEASE_S = 60.0
 RENEW_S = LEASE_S / 4
 POLL_S = 0.5
 
+Mark = dict[str, str]
+
 
 class Holder(msgspec.Struct, frozen=True, kw_only=True):
     """Who holds the lock; `free` once released. `beat` makes every renewal another object."""
@@ -31,8 +33,16 @@ class Holder(msgspec.Struct, frozen=True, kw_only=True):
     beat: str = ""
 
 
+def mark(found: Mapping[str, Any]) -> Mark:
+    """Which object it was that was read or put: one in its place is another.
+
+    S3 and Azure know it again by its tag, Google Cloud by its version (generation).
+    """
+    return {key: found[key] for key in ("e_tag", "version") if found[key] is not None}
+
+
 class Lease:
-    """One object, written only by those who know its present tag: two cannot both have it."""
+    """One object, written only by those who know what it is now: two cannot both have it."""
 
     def __init__(self, objects: Any, store: Any) -> None:
         self._objects, self._store = objects, store
@@ -40,20 +50,20 @@ class Lease:
             objects.exceptions.PreconditionError,
             objects.exceptions.AlreadyExistsError,
         )
-        self._tag = ""
+        self._mark: Mark | None = None
         self._lost = False
         self._done = threading.Event()
         self._thread: threading.Thread | None = None
 
     def take(self, waiting: Callable[[], None]) -> None:
         """Wait until nobody else holds it; `waiting` is told if somebody does."""
-        watched, since, told = "", time.monotonic(), False
+        watched, since, told = None, time.monotonic(), False
         while True:
-            found, tag = self._read()
-            if tag != watched:
-                watched, since = tag, time.monotonic()
+            found, seen = self._read()
+            if seen != watched:
+                watched, since = seen, time.monotonic()
             stale = time.monotonic() - since > LEASE_S
-            if (found is None or found.free or stale or _dead(found)) and self._write(tag):
+            if (found is None or found.free or stale or _dead(found)) and self._write(seen):
                 break
             if not told:
                 told = True
@@ -81,36 +91,37 @@ class Lease:
         if self._thread is not None:
             self._thread.join()
         if not self._lost:
-            self._write(self._tag, free=True)
+            self._write(self._mark, free=True)
 
     def _renew(self) -> None:
         while not self._done.wait(RENEW_S):
             try:
-                self._lost = not self._write(self._tag)
+                self._lost = not self._write(self._mark)
             except self._objects.exceptions.BaseError:
                 continue  # the next beat may come through
             if self._lost:
                 return
 
-    def _read(self) -> tuple[Holder | None, str]:
+    def _read(self) -> tuple[Holder | None, Mark | None]:
         try:
             found = self._objects.get(self._store, OBJECT)
         except FileNotFoundError:
-            return None, ""
+            return None, None
+        seen = mark(found.meta)
         try:
-            return msgspec.json.decode(bytes(found.bytes()), type=Holder), found.meta["e_tag"]
+            return msgspec.json.decode(bytes(found.bytes()), type=Holder), seen
         except msgspec.DecodeError:  # nobody's that we know
-            return Holder(), found.meta["e_tag"]
+            return Holder(), seen
 
-    def _write(self, tag: str, *, free: bool = False) -> bool:
-        """Put it in place of the object of that tag; False where it is another by now."""
+    def _write(self, seen: Mark | None, *, free: bool = False) -> bool:
+        """Put it in place of the object that was `seen`; False where it is another by now."""
         holder = Holder(host=_host(), pid=os.getpid(), free=free, beat=uuid.uuid4().hex)
-        mode = {"e_tag": tag} if tag else "create"
+        content = msgspec.json.encode(holder)
         try:
-            put = self._objects.put(self._store, OBJECT, msgspec.json.encode(holder), mode=mode)
+            put = self._objects.put(self._store, OBJECT, content, mode=seen or "create")
         except self._refused:
             return False
-        self._tag = str(put["e_tag"])
+        self._mark = mark(put)
         return True
 
 

@@ -23,7 +23,7 @@ from typing import Any
 from tlexport.errors import MissingDependency, OptionError, RepositoryError, TlexportError
 from tlexport.serving import config, pipeline
 from tlexport.serving.config import CONFIG, LABELS, WARMUP
-from tlexport.serving.lease import Lease
+from tlexport.serving.lease import Lease, Mark, mark
 from tlexport.serving.repository import GOLDEN, NUMBER, ORIGIN, OWN
 from tlexport.serving.standing import admit_only, admitted
 
@@ -35,7 +35,11 @@ CREDENTIALS = {
     ),
 }
 """By scheme, the variables that say who one is; `as` is how Triton itself writes Azure."""
-ENDPOINTS = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT", "AZURE_STORAGE_ENDPOINT", "AZURE_ENDPOINT")
+ENDPOINTS = (
+    *("AWS_ENDPOINT_URL", "AWS_ENDPOINT"),
+    *("AZURE_STORAGE_ENDPOINT", "AZURE_ENDPOINT"),
+    "GOOGLE_BASE_URL",
+)
 """Variables with the address of a store that is not the provider's own."""
 
 SMALL = (ORIGIN, OWN, GOLDEN, LABELS, pipeline.GOLDEN, WARMUP, pipeline.GOLDEN_FILES)
@@ -59,7 +63,7 @@ class Remote:
         self._objects = _library()
         self._store = _opened(self._objects, url)
         self._known: dict[str, Stamp] = {}
-        self._tags: dict[str, str] = {}
+        self._seen: dict[str, Mark] = {}
         self.lease = Lease(self._objects, self._store)
 
     def names(self) -> list[str]:
@@ -116,13 +120,14 @@ class Remote:
         parts = rel.split("/")
         in_version = len(parts) > 2 and NUMBER.fullmatch(parts[1])
         if whole or not in_version or parts[2] in SMALL:
+            found = self._objects.get(self._store, rel)
+            self._seen[rel] = mark(found.meta)
             with path.open("wb") as stream:
-                for chunk in self._objects.get(self._store, rel).stream():
+                for chunk in found.stream():
                     stream.write(chunk)
         else:
             path.touch()
         self._known[rel] = _stamp(path)
-        self._tags[rel] = str(entry["e_tag"])
 
     def _files(self) -> Iterator[Path]:
         for path in sorted(self.folder.rglob("*")):
@@ -153,7 +158,7 @@ class Remote:
         if not numbers:
             return
         there = self._numbers_of(model)
-        if described in self._tags:
+        if described in self._seen:
             found = config.parse_text(self._get(described).decode())
             if not numbers & set(admitted(found, sorted(there | numbers))):
                 return
@@ -185,9 +190,8 @@ class Remote:
         Raises:
             RepositoryError: somebody else has.
         """
-        mode = {"e_tag": self._tags[rel]} if rel in self._tags else "create"
         try:
-            put = self._objects.put(self._store, rel, content, mode=mode)
+            put = self._objects.put(self._store, rel, content, mode=self._seen.get(rel, "create"))
         except (
             self._objects.exceptions.PreconditionError,
             self._objects.exceptions.AlreadyExistsError,
@@ -197,7 +201,7 @@ class Remote:
                 got="somebody else has changed it meanwhile",
                 fix="run the command again",
             ) from error
-        self._tags[rel] = str(put["e_tag"])
+        self._seen[rel] = mark(put)
 
     def _get(self, rel: str) -> bytes:
         return bytes(self._objects.get(self._store, rel).bytes())
@@ -211,11 +215,11 @@ class Remote:
         for rel in (*(rel for rel in gone if rel not in described), *described):
             self._objects.delete(self._store, rel)
             self._known.pop(rel)
-            self._tags.pop(rel, None)
+            self._seen.pop(rel, None)
 
     def _hold_off(self, model: str, going: set[int]) -> None:
         described = f"{model}/{CONFIG}"
-        if described not in self._tags:
+        if described not in self._seen:
             return
         found = config.parse_text(self._get(described).decode())
         there = sorted(self._numbers_of(model) | going)
