@@ -1,13 +1,15 @@
+import itertools
 import sys
 import threading
 import time
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 
 from tlexport.errors import MissingDependency, ServerError
-from tlexport.measure.scenarios import Outcome, Plan, play
+from tlexport.measure.scenarios import Outcome, Plan, most_late, play
 
 
 def plan(scenario, **more):
@@ -46,6 +48,22 @@ def test_single_stream_asks_one_after_the_other_and_is_valid():
     assert np.all(np.diff(outcome.ended_s) > 0)
     assert np.all(outcome.own_s >= 0)
     assert outcome.own_s.mean() < 0.001
+
+
+@pytest.mark.parametrize(("queries", "late"), [(458, -1), (459, 0), (661, 0), (662, 1)])
+def test_how_many_may_be_late(queries, late):
+    assert most_late(queries, 0.99) == late
+
+
+@pytest.mark.parametrize("more", [0, 1])
+def test_loadgen_allows_just_as_many_late_ones(more):
+    wish = plan("server", rate_per_s=400.0, percentile=0.5, latency_ms=150.0, seconds=0.0)
+    late, calls = most_late(wish.queries, 0.5) + more, itertools.count()
+
+    def ask(question):
+        time.sleep(0.3 if next(calls) < late else 0)
+
+    assert play(msgspec.structs.replace(wish, workers=64), ask).valid == (not more)
 
 
 def test_of_server_the_latency_counts_from_the_scheduled_arrival():

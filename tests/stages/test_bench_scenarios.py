@@ -1,5 +1,6 @@
 """Scenarios, sweeps and the search for the highest rate, on runtimes of known speed."""
 
+import re
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -146,6 +147,22 @@ def test_no_rate_keeps_what_cannot_be_kept(bundle):
     assert not any(trial.kept for trial in row.searched)
     assert row.rate_per_s == min(trial.rate_per_s for trial in row.searched)
     assert not row.verdict.valid
+
+
+def test_a_rate_is_left_once_more_are_late_than_all_of_its_run_may_have(bundle):
+    options = BenchOptions(
+        runtimes=("one@0.002",),
+        batches=(1,),
+        scenario="server",
+        find_max_rate=True,
+        slo="p99=1ms",
+        **QUICK,
+    )
+    (row,) = bench(bundle, options).rows
+    for trial in row.searched:
+        assert not trial.kept
+        assert re.fullmatch(r"\d+ of the first 100 were late .* of 665, 1 may be", *trial.reasons)
+    assert row.verdict.reasons == row.searched[-1].reasons
 
 
 def test_more_rounds_until_it_is_stable_and_no_more_than_allowed(bundle, monkeypatch):

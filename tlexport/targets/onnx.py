@@ -20,6 +20,7 @@ from tlexport.errors import ExportError
 from tlexport.options import ExportOptions
 from tlexport.serving.releases import Release, release
 from tlexport.spec import ModelSpec, Tensors, TensorSpec
+from tlexport.targets import _graph
 from tlexport.targets._attention import in_four_dimensions
 from tlexport.targets._brain import Brain
 from tlexport.targets._file import Form, artifact, readable, strip
@@ -113,6 +114,20 @@ def part(network: torch.nn.Module, spec: ModelSpec, samples: Tensors, folder: Pa
     """
     model = _traced(network, spec, samples, None).model_proto
     return Session(save(model, folder / "part.onnx"))
+
+
+def inner(file: Path, width: int, folder: Path) -> tuple[Session, str]:
+    """A classifier's file, and the name of what its head takes: float32 [batch, width].
+
+    The session answers that beside what the file answers; its graph is written to `folder`.
+
+    Raises:
+        ExportError: no such value leads to the answer, or ONNX Runtime does not load it.
+    """
+    model = onnx.load(file)
+    name = _graph.nearest(model.graph, width)
+    model.graph.output.append(onnx.ValueInfoProto(name=name))
+    return Session(save(model, folder / "inner.onnx")), name
 
 
 def _traced(

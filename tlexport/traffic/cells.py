@@ -14,7 +14,7 @@ import numpy as np
 from tlexport.errors import ServerError, TlexportError
 from tlexport.measure import stats
 from tlexport.measure.load import Load
-from tlexport.measure.scenarios import Outcome, Plan
+from tlexport.measure.scenarios import SURE, Outcome, Plan
 from tlexport.options import BenchOptions, read_slo
 from tlexport.reports import RateTrial, Steadiness, Verdict
 from tlexport.traffic.asker import MOST_QUESTIONS
@@ -31,8 +31,6 @@ what people run.
 """
 ESTIMATE_S = 0.3
 """How long a load lasts that only tells how fast a runtime is about."""
-SURE = 0.99
-"""Confidence of LoadGen's early stopping: fewer queries than it needs are INVALID."""
 
 
 class Point(msgspec.Struct, frozen=True, kw_only=True):

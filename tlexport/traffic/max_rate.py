@@ -8,6 +8,7 @@ import msgspec
 import numpy as np
 
 from tlexport.measure.load import Load
+from tlexport.measure.scenarios import Outcome, most_late
 from tlexport.options import BenchOptions, read_slo
 from tlexport.reports import RateTrial, Verdict
 from tlexport.traffic.cells import Cell, plan_of
@@ -17,6 +18,8 @@ CLOSE = 0.05
 MOST_TRIALS = 8
 HOPELESS = 1 / 16
 """A promise that is not kept at this share of what the runtime can do is not kept at all."""
+FIRST = 100
+"""Requests of a longer run that are asked first: too many late among them and it is not played."""
 PROBED = 8
 """Requests in flight when it is asked how fast a runtime is at all."""
 
@@ -50,13 +53,31 @@ def find(cell: Cell, options: BenchOptions, tell: Callable[[int, int], None]) ->
 
 
 def _tried(cell: Cell, options: BenchOptions, rate: float) -> RateTrial:
+    """Play the run, or only its beginning where that has more late than the whole may have."""
     slo = read_slo(options.slo)
-    outcome = cell.play(plan_of(cell, options, rate), options.rounds)
+    whole = plan_of(cell, options, rate)
+    asked = max(whole.queries, int(rate * whole.seconds))
+    if asked >= 2 * FIRST:
+        outcome = cell.play(
+            msgspec.structs.replace(whole, queries=FIRST, seconds=0), options.rounds
+        )
+        late = outcome.errors + int((outcome.latencies_s * 1e3 > slo.latency_ms).sum())
+        allowed = most_late(asked, slo.percentile)
+        if late > allowed:
+            told = f"{late} of the first {FIRST} were late or failed; of {asked}, {allowed} may be"
+            cell.verdict = Verdict(valid=False, reasons=(told,))
+            return _trial(rate, outcome, cell.verdict, slo.percentile)
+    outcome = cell.play(whole, options.rounds)
+    verdict = Verdict(valid=outcome.valid, reasons=outcome.reasons)
+    return _trial(rate, outcome, verdict, slo.percentile)
+
+
+def _trial(rate: float, outcome: Outcome, verdict: Verdict, percentile: float) -> RateTrial:
     waits = outcome.latencies_s
-    latency = float(np.quantile(waits, slo.percentile, method="inverted_cdf")) if len(waits) else 0
+    latency = float(np.quantile(waits, percentile, method="inverted_cdf")) if len(waits) else 0
     return RateTrial(
         rate_per_s=rate,
         latency_ms=latency * 1e3 if len(waits) else None,
-        kept=outcome.valid,
-        reasons=outcome.reasons,
+        kept=verdict.valid,
+        reasons=verdict.reasons,
     )

@@ -20,7 +20,7 @@ from tlexport.files import sha256_of_json, write_atomic
 from tlexport.progress import Progress
 from tlexport.tasks import Example, Learner, Loaded, batches
 from tlexport.training import halves, meeting, shards
-from tlexport.training.forward import Faster, Quickest, device, eager
+from tlexport.training.forward import WORTH_S, Faster, Quickest, device, eager
 from tlexport.training.shards import Shard
 
 VERSION = 2
@@ -56,7 +56,8 @@ class Extraction:
     """All that decides what the features are, where they are kept, and what may compute them.
 
     With `precision` "auto" the network computes in bfloat16 where the processor can, the examples
-    are many and a head on a sample is no worse. `faster` is another runtime that may be tried.
+    are many and a head on a sample is no worse. `faster` is another runtime that may be tried where
+    `worth_s` seconds of work or more are ahead.
     """
 
     task: ModuleType
@@ -65,6 +66,7 @@ class Extraction:
     batch: int
     precision: Literal["auto", "fp32", "bf16"] = "fp32"
     faster: Faster | None = None
+    worth_s: float = WORTH_S
 
 
 def compute(examples: Sequence[Example], extraction: Extraction, progress: Progress) -> Features:
@@ -92,7 +94,9 @@ def compute(examples: Sequence[Example], extraction: Extraction, progress: Progr
     progress("features", done, len(examples))
     missing = {number: part for number, part in enumerate(parts) if number not in found}
     forward = Quickest(
-        eager(extraction.learner.extractor, half=half), None if half else _faster(extraction)
+        eager(extraction.learner.extractor, half=half),
+        None if half else _faster(extraction),
+        extraction.worth_s,
     )
 
     def count(rows: int) -> None:
@@ -198,7 +202,7 @@ def _halved(ordered: Sequence[Example], extraction: Extraction) -> tuple[bool, t
 
 def _sampled(examples: Sequence[Example], extraction: Extraction, *, half: bool) -> np.ndarray:
     """float32 [examples, width], those that cannot be read as zeros."""
-    forward = Quickest(eager(extraction.learner.extractor, half=half), None)
+    forward = Quickest(eager(extraction.learner.extractor, half=half), None, WORTH_S)
     found = _computed({0: examples}, extraction, forward, lambda rows: None)
     return next(shard for _, (shard, _) in found)
 

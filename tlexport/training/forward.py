@@ -61,16 +61,17 @@ def eager(extractor: torch.nn.Module, *, half: bool = False) -> Forward:
 
 
 class Quickest:
-    """PyTorch at first; then `faster`, if the work ahead pays for it and it is proven.
+    """PyTorch at first; then `faster`, if `worth_s` of work are ahead and it is proven.
 
     Proven is: on the batch at hand and on another one that is loaded when it comes to that, it
     answers what PyTorch does but for rounding, and takes less time. `used` names what answered
     last, `notes` say why another runtime was tried and left.
     """
 
-    def __init__(self, original: Forward, faster: Faster | None) -> None:
+    def __init__(self, original: Forward, faster: Faster | None, worth_s: float) -> None:
         self._original = original
         self._faster = faster
+        self._worth_s = worth_s
         self._forward = original
         self._calls = 0
         self.used = ORIGINAL
@@ -80,7 +81,7 @@ class Quickest:
         """Features of a batch, float32 [batch, width]; `ahead` batches like it are to follow."""
         took, features = _timed(self._forward, inputs)
         self._calls += 1
-        if self._faster is not None and self._calls > WARM and took * ahead >= WORTH_S:
+        if self._faster is not None and self._calls > WARM and took * ahead >= self._worth_s:
             faster, self._faster = self._faster, None  # once is enough, whatever comes of it
             try:
                 self._try(faster, inputs, other())
