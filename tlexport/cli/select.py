@@ -107,7 +107,7 @@ def told(report: SelectReport) -> list[str]:
         lines.append(f"left out, {len(report.skipped)} broken examples:")
         lines += [f"  {line}" for line in report.skipped]
     parts = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in report.seconds.items())
-    lines.append(parts)
+    lines.append(f"{parts}; exports run while features are computed")
     if report.chosen:
         lines.append(f"chosen, {report.rule}: {report.chosen}")
     return lines

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import shutil
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 
 import msgspec
 import numpy as np
 
-from tlexport import plugins
 from tlexport.bundle import Artifact, Bundle
 from tlexport.environment import versions
 from tlexport.errors import (
@@ -26,9 +26,10 @@ from tlexport.errors import (
     TlexportError,
 )
 from tlexport.files import atomic_folder, cache_folder, sha256_of_json, write_atomic
-from tlexport.options import Entry, ExportOptions, RuntimeOptions, SelectOptions, TrainOptions
+from tlexport.options import Entry, RuntimeOptions, SelectOptions, TrainOptions
 from tlexport.progress import Progress
 from tlexport.stages import _usable
+from tlexport.stages._beside import TARGET, Exporter, exporter
 from tlexport.stages._extractor import before_the_head
 from tlexport.tasks import Example, Examples, Learner
 from tlexport.traffic.asker import MOST_QUESTIONS
@@ -37,7 +38,6 @@ from tlexport.traffic.clients import Order, client
 from tlexport.training import crossing, features, finish
 
 NAME = "candidate"
-TARGET = "onnx"
 VERSION = 1
 """Raise it when the same network would become another file than before."""
 
@@ -47,6 +47,10 @@ WORTH_S = 2.0
 NOT_TO_BE_RUN = (DataError, ExportError, SpecError, BundleError)
 NOT_TO_BE_HAD = (OptionError, MissingDependency, *NOT_TO_BE_RUN)
 """What leaves a network out; anything else is wrong with all of them and ends the comparison."""
+
+
+Left = list[tuple[Entry, TlexportError]]
+"""Networks that cannot take part, and why."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -82,10 +86,10 @@ class Contender:
     cell: Cell
 
 
-def contenders(
-    entries: Sequence[Entry], field: Field
-) -> tuple[list[Contender], list[tuple[Entry, TlexportError]]]:
-    """All networks that can be had and run, one after the other, and why the others cannot.
+def contenders(entries: Sequence[Entry], field: Field) -> tuple[list[Contender], Left]:
+    """All networks that can be had and run, and why the others cannot.
+
+    Features of one are computed while the next one is exported.
 
     Raises:
         DataError: examples are broken, and may not be left out.
@@ -93,32 +97,30 @@ def contenders(
         BundleError: what is made on the way cannot be written.
     """
     ready: list[Contender] = []
-    left: list[tuple[Entry, TlexportError]] = []
-    for entry in entries:
-        try:
-            learner, learner_s = _learner(entry, field)
-            golden, broken = _some(field, learner)
-        except NOT_TO_BE_HAD as error:
-            left.append((entry, error))
-            continue
-        if not golden:
-            _usable.hold_readable(field.examples, broken)
-        try:
-            made = _made(entry, _assembled(field, learner), golden, field)
-            found, features_s = _looked(made, field)
-        except NOT_TO_BE_HAD as error:
-            if _cannot_write(error):
-                raise
-            left.append((entry, error))
-            continue
-        if not field.options.skip_broken:
-            _usable.hold_readable(field.examples, found.broken)
-        try:
-            _hold_usable(field, found)
-            ready.append(_opened(made, field, found, learner_s + features_s))
-        except NOT_TO_BE_RUN as error:
-            left.append((entry, error))
-    return ready, left
+    left: Left = []
+    with exporter(len(entries), field.work) as begin:
+        waiting: _Begun | None = None
+        for entry in entries:
+            begun = _begun(entry, field, begin, left)
+            if begun is None:
+                continue
+            if waiting is not None:
+                _go_on(waiting, field, ready, left)
+            waiting = begun
+        if waiting is not None:
+            _go_on(waiting, field, ready, left)
+    return ready, sorted(left, key=lambda each: entries.index(each[0]))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Begun:
+    """A network whose file is on the way; `exported` waits for it."""
+
+    entry: Entry
+    model: finish.Model
+    learner_s: float
+    bundle: Bundle
+    exported: Callable[[], _Exported]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,12 +131,44 @@ class _Exported:
     reused: bool
 
 
-@dataclasses.dataclass(frozen=True)
-class _Made:
-    entry: Entry
-    model: finish.Model
-    bundle: Bundle
-    exported: _Exported
+def _begun(entry: Entry, field: Field, begin: Exporter, left: Left) -> _Begun | None:
+    """The network with its weights, and a bundle of it for as long as it is asked."""
+    try:
+        learner, learner_s = _learner(entry, field)
+        golden, broken = _some(field, learner)
+    except NOT_TO_BE_HAD as error:
+        left.append((entry, error))
+        return None
+    if not golden:
+        _usable.hold_readable(field.examples, broken)
+    try:
+        model = _assembled(field, learner)
+        bundle = finish.write(Path(tempfile.mkdtemp(dir=field.work)), model, golden)
+        return _Begun(entry, model, learner_s, bundle, _export(bundle, begin))
+    except NOT_TO_BE_HAD as error:
+        if _cannot_write(error):
+            raise
+        left.append((entry, error))
+        return None
+
+
+def _go_on(begun: _Begun, field: Field, ready: list[Contender], left: Left) -> None:
+    """Features by its file where that is faster, and the runtime that was asked for."""
+    try:
+        exported = begun.exported()
+        found, features_s = _looked(begun, exported, field)
+    except NOT_TO_BE_HAD as error:
+        if _cannot_write(error):
+            raise
+        left.append((begun.entry, error))
+        return
+    if not field.options.skip_broken:
+        _usable.hold_readable(field.examples, found.broken)
+    try:
+        _hold_usable(field, found)
+        ready.append(_opened(begun, exported, field, found, begun.learner_s + features_s))
+    except NOT_TO_BE_RUN as error:
+        left.append((begun.entry, error))
 
 
 def _learner(entry: Entry, field: Field) -> tuple[Learner, float]:
@@ -155,24 +189,19 @@ def _learner(entry: Entry, field: Field) -> tuple[Learner, float]:
     return learner, time.perf_counter() - start
 
 
-def _made(entry: Entry, model: finish.Model, golden: Sequence[Example], field: Field) -> _Made:
-    """A bundle of it, for as long as it is asked, and its file."""
-    bundle = finish.write(Path(tempfile.mkdtemp(dir=field.work)), model, golden)
-    return _Made(entry, model, bundle, _exported(bundle, field))
-
-
-def _looked(made: _Made, field: Field) -> tuple[features.Features, float]:
-    """The network's features of the examples, by its file where that is faster, and the seconds."""
+def _looked(begun: _Begun, exported: _Exported, field: Field) -> tuple[features.Features, float]:
+    """The network's features of the examples, and the seconds."""
     start = time.perf_counter()
+    learner = begun.model.learner
     extraction = features.Extraction(
         task=field.task,
-        learner=made.model.learner,
+        learner=learner,
         cache=cache_folder() / "features",
         batch=field.options.batch,
-        faster=before_the_head(made.exported.file, made.model.learner.width),
+        faster=before_the_head(exported.file, learner.width),
         worth_s=WORTH_S,
     )
-    found = features.compute(field.examples, extraction, _named(field.progress, made.entry))
+    found = features.compute(field.examples, extraction, _named(field.progress, begun.entry))
     return found, time.perf_counter() - start
 
 
@@ -230,8 +259,8 @@ def _assembled(field: Field, learner: Learner) -> finish.Model:
     )
 
 
-def _exported(bundle: Bundle, field: Field) -> _Exported:
-    """Its file, out of the cache where an earlier comparison left it, else made and left there.
+def _export(bundle: Bundle, begin: Exporter) -> Callable[[], _Exported]:
+    """Begin to make its file, unless an earlier comparison left it in the cache; and wait for it.
 
     Raises:
         ExportError: it cannot be exported.
@@ -248,19 +277,28 @@ def _exported(bundle: Bundle, field: Field) -> _Exported:
         }
     )
     kept = cache_folder() / "candidates" / key
-    reused = _taken_over(bundle, kept)
-    if not reused:
-        target = plugins.load("targets", TARGET)
-        with tempfile.TemporaryDirectory(dir=field.work, prefix="export.") as folder:
-            made: Artifact = target.export(bundle, Path(folder), ExportOptions(target=TARGET))
-            bundle.add_artifact(made, Path(folder))
+    if _taken_over(bundle, kept):
+        taken_s = time.perf_counter() - start
+        return lambda: _told(bundle, taken_s, reused=True)
+    wait = begin(bundle)
+
+    def exported() -> _Exported:
+        made, folder, seconds = wait()
+        bundle.add_artifact(made, folder)
+        shutil.rmtree(folder)
         _keep(bundle, made, kept)
+        return _told(bundle, seconds, reused=False)
+
+    return exported
+
+
+def _told(bundle: Bundle, seconds: float, *, reused: bool) -> _Exported:
     artifact = bundle.artifact(f"{TARGET}-fp32")
     root = bundle.root / "artifacts" / artifact.name
     return _Exported(
         file=root / artifact.file,
         file_bytes=sum((root / file).stat().st_size for file in artifact.files),
-        seconds=time.perf_counter() - start,
+        seconds=seconds,
         reused=reused,
     )
 
@@ -289,28 +327,34 @@ def _cannot_write(error: TlexportError) -> bool:
     return isinstance(error, BundleError) and isinstance(error.__cause__, OSError)
 
 
-def _opened(made: _Made, field: Field, found: features.Features, features_s: float) -> Contender:
+def _opened(
+    begun: _Begun,
+    exported: _Exported,
+    field: Field,
+    found: features.Features,
+    features_s: float,
+) -> Contender:
     """The runtime that was asked for, open, and asked once."""
     order = Order(
         runtime=field.options.runtime,
-        bundle=str(made.bundle.root),
+        bundle=str(begun.bundle.root),
         options=RuntimeOptions(threads=field.options.threads),
         batches=(1,),
     )
-    opened = client(made.bundle, order, processes=1, concurrency=1)
+    opened = client(begun.bundle, order, processes=1, concurrency=1)
     field.stack.callback(opened.close)
     opened.check(1)
-    learner, exported = made.model.learner, made.exported
+    learner = begun.model.learner
     return Contender(
-        entry=made.entry,
+        entry=begun.entry,
         source=learner.source,
         width=learner.width,
         notes=learner.notes,
         found=found,
         features_s=features_s,
-        parameters=sum(tensor.numel() for tensor in made.model.network.parameters()),
+        parameters=sum(tensor.numel() for tensor in begun.model.network.parameters()),
         file_bytes=exported.file_bytes,
         export_s=exported.seconds,
         export_reused=exported.reused,
-        cell=Cell(opened, 1, Point(), len(made.bundle.manifest.golden)),
+        cell=Cell(opened, 1, Point(), len(begun.bundle.manifest.golden)),
     )

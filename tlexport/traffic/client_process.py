@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import signal
-import sys
 from multiprocessing.connection import Connection
 from typing import Any
 
+from tlexport import child
 from tlexport.bundle import Bundle
 from tlexport.errors import TlexportError
 from tlexport.runtimes import connect
@@ -58,4 +58,4 @@ def _portable(error: BaseException) -> TlexportError:
 
 
 if __name__ == "__main__":
-    main(Connection(int(sys.argv[1])))
+    child.run(main)

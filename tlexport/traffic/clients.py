@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import multiprocessing.connection
-import os
 import subprocess
-import sys
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, Protocol, cast
 
 import msgspec
 
+from tlexport import child
 from tlexport.bundle import Bundle
 from tlexport.environment import cores
 from tlexport.errors import TlexportError
@@ -172,25 +170,10 @@ def _answers(processes: Sequence[_Process]) -> list[Any]:
 
 
 class _Process:
-    """A process that runs `_client_process` and takes calls over a pipe.
-
-    It is no fork (threads and sockets would come along) and needs nothing of the main module, as
-    multiprocessing's own would. It ends when the pipe is closed, whatever ends this process.
-    """
+    """A process that runs `client_process` and takes calls over a pipe."""
 
     def __init__(self, order: Order) -> None:
-        ours, theirs = multiprocessing.connection.Pipe()
-        self.pipe = ours
-        paths = (str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", ""))
-        with theirs:
-            number = theirs.fileno()
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "tlexport.traffic.client_process", str(number)],
-                pass_fds=(number,),
-                env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))},
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-            )
+        self._process, self.pipe = child.start("tlexport.traffic.client_process")
         self.pipe.send(order)
 
     def send(self, name: str, *arguments: Any) -> None:
