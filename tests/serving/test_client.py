@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import pytest
+import tls
+import trustme
 
-from tlexport.errors import ServerError
+from tlexport.errors import OptionError, ServerError
+from tlexport.serving import client as clients
 from tlexport.serving.client import Client, parse
 
 CLOSED = "http://127.0.0.1:9"
@@ -44,3 +47,62 @@ def test_a_model_whose_process_died_is_told_of():
     error = client._refusal("INTERNAL", "Stub process 'double_0_0' is not healthy.")
     assert "start the server again" in error.fix
     client.close()
+
+
+@pytest.mark.parametrize("protocol", ["grpc", "http"])
+def test_tls_by_an_authority_that_is_trusted(protocol, shared_server, tmp_path, monkeypatch):
+    authority = trustme.CA()
+    with tls.gateway(getattr(shared_server, protocol), authority) as place:
+        monkeypatch.setenv("SSL_CERT_FILE", tls.written(authority, tmp_path))
+        client = Client(parse(f"{protocol}s://{place}"), 5)
+        assert client.server()["name"] == "triton"
+        client.close()
+        monkeypatch.setenv("SSL_CERT_FILE", tls.written(trustme.CA(), tmp_path))
+        client = Client(parse(f"{protocol}s://{place}"), 5)
+        with pytest.raises(ServerError, match="a certificate that can be trusted") as caught:
+            client.server()
+        assert "SSL_CERT_FILE" in caught.value.fix
+        client.close()
+
+
+@pytest.mark.parametrize("protocol", ["grpc", "http"])
+def test_a_certificate_of_another_host_is_refused(protocol, shared_server, tmp_path, monkeypatch):
+    authority = trustme.CA()
+    monkeypatch.setenv("SSL_CERT_FILE", tls.written(authority, tmp_path))
+    with tls.gateway(getattr(shared_server, protocol), authority, "elsewhere.example") as place:
+        client = Client(parse(f"{protocol}s://{place}"), 5)
+        with pytest.raises(ServerError, match="a certificate that can be trusted"):
+            client.server()
+        client.close()
+
+
+@pytest.mark.parametrize("protocol", ["grpc", "http"])
+def test_tls_asked_of_a_server_without(protocol, shared_server):
+    client = Client(parse(f"{protocol}s://{getattr(shared_server, protocol)}"), 5)
+    with pytest.raises(ServerError, match="speaks TLS"):
+        client.server()
+    client.close()
+
+
+@pytest.mark.parametrize("protocol", ["grpc", "http"])
+def test_a_gateway_wants_a_token(protocol, shared_server, monkeypatch):
+    """The server itself asks for none: it is looked at what the client sends."""
+    monkeypatch.setenv("TLEXPORT_TOKEN", "abc")
+    seen = []
+    show = clients.Bearer.__call__
+    monkeypatch.setattr(
+        clients.Bearer, "__call__", lambda self, r: (show(self, r), seen.append(r.headers))
+    )
+    where = {"grpc": shared_server.grpc, "http": f"http://{shared_server.http}"}[protocol]
+    client = Client(parse(where), 5)
+    assert client.server()["name"] == "triton"
+    assert [headers["authorization"] for headers in seen] == ["Bearer abc"]
+    for refusal in (("StatusCode.UNAUTHENTICATED", "no token"), ("401", "Unauthorized")):
+        assert "TLEXPORT_TOKEN" in client._refusal(*refusal).fix
+    client.close()
+
+
+@pytest.mark.parametrize("where", ["localhost", "localhost:65536", ":8001", "ftp://h:1", "h:x"])
+def test_what_is_no_address(where):
+    with pytest.raises(OptionError, match="HOST:PORT"):
+        parse(where)

@@ -11,7 +11,11 @@ from tlexport.checks import check, check_name
 from tlexport.options._serving import PackageOptions
 
 Server = Annotated[
-    str, Meta(description="the server to load it: HOST:PORT (gRPC) or http://HOST:PORT")
+    str,
+    Meta(
+        description="the server to load it: HOST:PORT (gRPC), http://HOST:PORT, or with TLS "
+        "grpcs:// or https://"
+    ),
 ]
 Wait = Annotated[float, Meta(description="longest wait for the server to load it", gt=0)]
 

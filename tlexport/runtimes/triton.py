@@ -32,7 +32,7 @@ COUNTED = {
 
 
 def open(bundle: Bundle | None, where: str, options: RuntimeOptions) -> TritonRuntime:
-    """Connect to "HOST:PORT" (gRPC), or with http://, shm:// or cudashm:// before it.
+    """Connect to "HOST:PORT" (gRPC), or with a scheme of `serving.client.parse` before it.
 
     Without a bundle the model's spec is the one its configuration carries, else what the server
     tells of its tensors. The model is `options.model`, else the bundle's, else the only one.

@@ -27,7 +27,16 @@ DIED = re.compile(r"Stub process '[^']*' is not healthy")
 MAX_MESSAGE = tritonclient.grpc.MAX_GRPC_MESSAGE_SIZE
 PROXIES = ("grpc_proxy", "https_proxy", "http_proxy")
 """Variables that gRPC takes a proxy from, for loopback addresses as well."""
+CERTIFICATE = re.compile(
+    r"certificate|\bssl\b|\btls\b|handshake|hostname verification", re.IGNORECASE
+)
+FORBIDDEN = re.compile(r"UNAUTHENTICATED|PERMISSION_DENIED|\b40[13]\b")
 PROTOCOLS = {"": "grpc", **{name: name for name in ("grpc", "http", "shm", "cudashm")}}
+OVER_TLS = {"grpcs": "grpc", "https": "http"}
+LAST_PORT = 65535
+TOKEN = "TLEXPORT_TOKEN"
+AUTHORITIES = "SSL_CERT_FILE"
+"""Variables: what a server behind a gateway wants to see, and who vouches for it."""
 
 
 class Address(msgspec.Struct, frozen=True, kw_only=True):
@@ -35,10 +44,11 @@ class Address(msgspec.Struct, frozen=True, kw_only=True):
 
     protocol: str
     place: str
+    tls: bool = False
 
 
 def parse(where: str) -> Address:
-    """Read HOST:PORT, http://HOST:PORT, shm://HOST:PORT or cudashm://HOST:PORT.
+    """Read HOST:PORT, with http://, shm:// or cudashm:// before it, or with TLS grpcs://, https://.
 
     Raises:
         OptionError: it is written otherwise.
@@ -46,20 +56,44 @@ def parse(where: str) -> Address:
     scheme, _, place = where.rpartition("://")
     place = place.rstrip("/")
     host, _, port = place.rpartition(":")
-    if scheme not in PROTOCOLS or not host or not port.isdigit():
+    known = {**PROTOCOLS, **OVER_TLS}
+    if scheme not in known or not host or not port.isdigit() or int(port) > LAST_PORT:
         raise OptionError(
-            "a server written HOST:PORT (gRPC), http://HOST:PORT, shm://HOST:PORT or "
-            "cudashm://HOST:PORT",
+            "a server written HOST:PORT (gRPC), http://HOST:PORT, shm://HOST:PORT, "
+            "cudashm://HOST:PORT, or with TLS grpcs://HOST:PORT or https://HOST:PORT",
             got=repr(where),
             fix="write for example triton@localhost:8001 or triton@http://localhost:8000",
         )
-    return Address(protocol=PROTOCOLS[scheme], place=place)
+    return Address(protocol=known[scheme], place=place, tls=scheme in OVER_TLS)
 
 
-def _channel(place: str) -> list[tuple[str, int]]:
-    """Settings of a gRPC channel: no limit to a message, no proxy to a server on this machine."""
-    unlimited = [(f"grpc.max_{way}_message_length", MAX_MESSAGE) for way in ("send", "receive")]
-    return [*unlimited, ("grpc.enable_http_proxy", int(not _is_here(place)))]
+class Bearer(tritonclient.grpc.InferenceServerClientPlugin):  # type: ignore[misc]  # it comes without types
+    """Shows a token with every request, as RFC 6750 has it."""
+
+    def __init__(self, token: str) -> None:
+        self._header = f"Bearer {token}"
+
+    def __call__(self, request: Any) -> None:
+        """Add it to the headers."""
+        request.headers["authorization"] = self._header
+
+
+def _over_grpc(address: Address) -> dict[str, Any]:
+    """A gRPC channel: no limit to a message, no proxy to a server on this machine."""
+    channel = [(f"grpc.max_{way}_message_length", MAX_MESSAGE) for way in ("send", "receive")]
+    channel.append(("grpc.enable_http_proxy", int(not _is_here(address.place))))
+    more: dict[str, Any] = {"channel_args": channel}
+    if address.tls:
+        more |= {"ssl": True, "root_certificates": os.environ.get(AUTHORITIES)}
+    return more
+
+
+def _over_http(address: Address, timeout_s: float) -> dict[str, Any]:
+    more: dict[str, Any] = {"connection_timeout": timeout_s, "network_timeout": timeout_s}
+    if address.tls:
+        authorities = os.environ.get(AUTHORITIES)
+        more |= {"ssl": True, "ssl_options": {"ca_certs": authorities} if authorities else {}}
+    return more
 
 
 def _is_here(place: str) -> bool:
@@ -84,10 +118,10 @@ class Client:
         self.timeout_s = timeout_s
         self._http = address.protocol == "http"
         self._module = tritonclient.http if self._http else tritonclient.grpc
-        waits = {"connection_timeout": timeout_s, "network_timeout": timeout_s}
-        self._client = self._module.InferenceServerClient(
-            address.place, **(waits if self._http else {"channel_args": _channel(address.place)})
-        )
+        more = _over_http(address, timeout_s) if self._http else _over_grpc(address)
+        self._client = self._module.InferenceServerClient(address.place, **more)
+        if token := os.environ.get(TOKEN):
+            self._client.register_plugin(Bearer(token))
 
     def server(self) -> dict[str, Any]:
         """Name, version and extensions of the server."""
@@ -227,6 +261,18 @@ class Client:
                 f"an answer from {place} within {self.timeout_s:g} s",
                 got=message,
                 fix="pass a longer --timeout-s, or give the server more instances",
+            )
+        if self.address.tls and CERTIFICATE.search(message):
+            return ServerError(
+                f"a server at {place} that speaks TLS, with a certificate that can be trusted",
+                got=message,
+                fix=f"set {AUTHORITIES} to the certificate of its authority, or ask without TLS",
+            )
+        if FORBIDDEN.search(text):
+            return ServerError(
+                f"to be let in at {place}",
+                got=message or status,
+                fix=f"set {TOKEN} to the token that its gateway wants to see",
             )
         if "UNAVAILABLE" in status or GONE.search(message) or not message:
             other = "HTTP" if self._http else "gRPC"
