@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 from sklearn.datasets import load_sample_images
 from targets import networks
+from timm.models.maxxvit import MaxxVit, MaxxVitCfg, MaxxVitTransformerCfg
 
 from tlexport.bundle import Bundle
 from tlexport.errors import ExportError, OptionError
@@ -290,15 +291,23 @@ class Windows(torch.nn.Module):
         return answer + functional.scaled_dot_product_attention(rows, rows, rows, mask)
 
 
-def test_fused_attention_in_five_dimensions_is_exported(tmp_path):
+def small_maxvit() -> torch.nn.Module:
+    """One block of MaxViT of two heads: attention with a bias, reshaped behind a transposition."""
+    heads = MaxxVitTransformerCfg(dim_head=8, window_size=(4, 4), rel_pos_type="bias")
+    shape = {"embed_dim": (16,), "depths": (1,), "block_type": ("M",), "stem_width": 8}
+    return MaxxVit(MaxxVitCfg(**shape, transformer_cfg=heads), img_size=16, num_classes=4)
+
+
+@pytest.mark.parametrize(("make", "shape"), [(Windows, (192,)), (small_maxvit, (3, 16, 16))])
+def test_fused_attention_is_exported(make, shape, tmp_path):
     before = torch.nn.functional.scaled_dot_product_attention
     torch.manual_seed(0)
-    sample = torch.randn(5, 192)
-    want = Windows()(sample)
+    sample, network = torch.randn(5, *shape), make().eval()
+    want = network(sample).detach()
     with in_four_dimensions():
-        assert torch.allclose(Windows()(sample), want, atol=1e-5)
+        assert torch.allclose(network(sample), want, atol=1e-5)
         program = torch.onnx.export(
-            Windows().eval(),
+            network,
             (sample,),
             dynamo=True,
             dynamic_shapes=({0: torch.export.Dim("batch")},),

@@ -1,4 +1,4 @@
-"""Fused attention of many dimensions, asked in four."""
+"""Fused attention as PyTorch's exporter can take it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,9 @@ def in_four_dimensions() -> Iterator[None]:
     """Have `scaled_dot_product_attention` flatten what stands before (heads, tokens, width).
 
     PyTorch takes any number of dimensions, the ONNX exporter four; networks that attend within
-    windows (Hiera, NesT, Twins) have five. The answers are the same but for rounding.
+    windows (Hiera, NesT, Twins) have five. The answers are the same but for rounding. They are
+    copied: the exporter decomposes attention twice, with its heads here and there in memory, and
+    takes a `reshape` behind it for a view that it no longer is (MaxViT, CoAtNet).
     """
     fused = functional.scaled_dot_product_attention
 
@@ -32,9 +34,9 @@ def in_four_dimensions() -> Iterator[None]:
             if attn_mask is not None and attn_mask.ndim > 3:
                 attn_mask = attn_mask.expand(*before, *attn_mask.shape[-3:]).flatten(0, -4)
             query, key, value = (tensor.flatten(0, -4) for tensor in (query, key, value))
-            answer = fused(query, key, value, attn_mask, *args, **more)
-            return answer.reshape(*before, *answer.shape[-3:])
-        return fused(query, key, value, attn_mask, *args, **more)
+        answer = fused(query, key, value, attn_mask, *args, **more)
+        answer = answer.clone(memory_format=torch.contiguous_format)
+        return answer.reshape(*before, *answer.shape[-3:]) if len(before) > 1 else answer
 
     functional.scaled_dot_product_attention = attention
     try:
