@@ -52,6 +52,10 @@ FAMILIES = {
     "llama": {**SMALL, **SHORT, "num_attention_heads": 4, "num_key_value_heads": 2},
     "qwen2": {**SMALL, **SHORT, "num_attention_heads": 4, "num_key_value_heads": 2},
 }
+RARER = {
+    "squeezebert": {**SMALL, **SHORT, "num_attention_heads": 4, "embedding_size": 32},
+    "xlnet": {"d_model": 32, "n_layer": 2, "n_head": 2, "d_inner": 64},
+}
 DECODERS = ("gpt2", "llama", "qwen2")
 
 
@@ -92,7 +96,7 @@ def tokenizer(folder: Path, *, decoder: bool, pad: int = 0) -> int:
 def write(folder: Path, family: str, seed: int = 0) -> Path:
     """A folder as `save_pretrained` writes it, of a small network of that family."""
     folder.mkdir(parents=True, exist_ok=True)
-    numbers = dict(FAMILIES[family])
+    numbers = dict((FAMILIES | RARER)[family])
     decoder = family in DECODERS
     size = tokenizer(folder, decoder=decoder, pad=numbers.get("pad_token_id", 0))
     if decoder:

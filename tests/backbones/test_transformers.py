@@ -43,6 +43,14 @@ def question(size: int, *, left: bool = False, pad: int = 0) -> tuple[torch.Tens
     return ids, mask
 
 
+@pytest.mark.parametrize(("family", "longest"), [("squeezebert", 64), ("xlnet", 512)])
+def test_one_that_asks_for_its_pooler_and_one_without_an_end(family, longest, folders):
+    pretrained = loaded(tiny_text.write(folders / family, family))
+    assert pretrained.preprocess["max_length"] == longest <= pretrained.preprocess["limit"]
+    with torch.inference_mode():
+        assert pretrained.module.eval()(*question(9)).shape[:2] == (2, 9)
+
+
 @pytest.mark.parametrize("family", tiny_text.FAMILIES)
 def test_a_family_answers_alike_however_it_is_padded_and_exports(family: str, folders: Path):
     pretrained = loaded(tiny_text.write(folders / family, family))

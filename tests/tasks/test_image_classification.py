@@ -155,9 +155,26 @@ def test_a_network_without_one_row_of_features_per_image_is_refused(monkeypatch)
         return dataclasses.replace(build(name), behead=behead)
 
     monkeypatch.setattr(source, "build", with_maps)
-    with pytest.raises(OptionError, match="one row of features per image") as caught:
+    with pytest.raises(OptionError, match="one row of features per example") as caught:
         task.learner(TrainOptions(backbone="timm/lcnet_035", weights="random", seed=0), None)
     assert "timm/lcnet_035 gives [1, " in caught.value.got
+
+
+def test_a_network_that_cannot_answer_is_refused_in_its_own_words(monkeypatch):
+    from tlexport.backbones import timm as source
+
+    build = source.build
+
+    def broken(name: str, recipe=None):
+        def behead(module: torch.nn.Module) -> None:
+            module.forward = lambda images: images.view(3, 5)
+
+        return dataclasses.replace(build(name), behead=behead)
+
+    monkeypatch.setattr(source, "build", broken)
+    with pytest.raises(OptionError, match=r"answers inputs of \[1, 224, 224, 3\]") as caught:
+        task.learner(TrainOptions(backbone="timm/lcnet_035", weights="random", seed=0), None)
+    assert "timm/lcnet_035 raises RuntimeError: shape '[3, 5]' is invalid" in caught.value.got
 
 
 def test_text_files_named_as_images_do_not_make_a_data_set(tmp_path):

@@ -82,8 +82,10 @@ def limit(config: transformers.PretrainedConfig, tokenizer: Any) -> int:
     """Tokens that the model takes at most.
 
     RoBERTa's kind counts positions from after the padding's own, so two of them are no tokens'.
+    XLNet's, without an end, say -1.
     """
     positions = getattr(config, "max_position_embeddings", None) or SENSIBLE
+    positions = positions if positions > 0 else SENSIBLE
     if config.model_type in ("roberta", "xlm-roberta", "camembert", "xlm-roberta-xl", "mpnet"):
         positions -= (config.pad_token_id or 0) + 1
     stated = tokenizer.model_max_length

@@ -97,9 +97,12 @@ def fetch(name: str) -> dict[str, torch.Tensor]:
 
 
 def _without_pooler(network: Any) -> Any:
-    """Take off the layer on the first token, which no feature comes from."""
+    """Take off the layer on the first token, which no feature comes from.
+
+    Something stands in its place: SqueezeBERT's kind asks it unseen.
+    """
     if getattr(network, "pooler", None) is not None:
-        network.pooler = None
+        network.pooler = torch.nn.Identity()
     return network
 
 

@@ -66,6 +66,34 @@ def build(backbone: str, recipe: dict[str, Any] | None = None) -> tuple[Any, str
     return source, name, source.build(name, recipe)
 
 
+def freeze(extractor: torch.nn.Module, sample: tuple[torch.Tensor, ...], backbone: str) -> int:
+    """Keep its weights as they are, and ask it once: how many features it gives.
+
+    Raises:
+        OptionError: it answers with something else than [batch, width], or not at all.
+    """
+    for parameter in extractor.parameters():
+        parameter.requires_grad_(False)
+    try:
+        with torch.inference_mode():
+            answer = extractor(*sample)
+    except Exception as error:  # the network's code raises whatever it likes
+        told = f"{type(error).__name__}: {' '.join(str(error).split())[:REASON]}"
+        shapes = ", ".join(str(list(tensor.shape)) for tensor in sample)
+        raise OptionError(
+            f"a backbone that answers inputs of {shapes}",
+            got=f"{backbone} raises {told}",
+            fix="choose another, see `tlexport backbones`, or mend its configuration",
+        ) from error
+    if not (isinstance(answer, torch.Tensor) and answer.ndim == 2):
+        raise OptionError(
+            "a backbone that gives one row of features per example",
+            got=f"{backbone} gives {list(getattr(answer, 'shape', [type(answer).__name__]))}",
+            fix="choose a classification network, see `tlexport backbones`",
+        )
+    return answer.shape[1]
+
+
 def restore(
     bundle: Bundle, assemble: Callable[[Pretrained, dict[str, Any]], torch.nn.Module]
 ) -> torch.nn.Module:

@@ -118,10 +118,7 @@ def learner(options: TrainOptions, examples: Examples) -> Learner:
             f"--pooling of {', '.join(POOLINGS)} for clips", got=how, fix="pass one of these"
         )
     extractor = _extractor(pretrained, how)
-    for parameter in extractor.parameters():
-        parameter.requires_grad_(False)
-    with torch.inference_mode():
-        width = extractor(*_silence(pretrained.preprocess)).shape[1]
+    width = _frozen.freeze(extractor, _silence(pretrained.preprocess), options.backbone)
     return Learner(
         extractor=extractor,
         width=width,

@@ -11,7 +11,6 @@ import torch
 
 from tlexport.backbones import Pretrained
 from tlexport.bundle import Bundle
-from tlexport.errors import OptionError
 from tlexport.options import DataOptions, TrainOptions
 from tlexport.preprocess import image
 from tlexport.spec import ModelSpec, Probe, TensorSpec
@@ -87,21 +86,12 @@ def learner(options: TrainOptions, examples: Examples) -> Learner:
     """
     pretrained, origin, record = _frozen.load(options, "image")
     extractor = _extractor(pretrained, pretrained.preprocess)
-    for parameter in extractor.parameters():
-        parameter.requires_grad_(False)
-    height, width = pretrained.preprocess["size"]
-    with torch.inference_mode():
-        probe = extractor(torch.zeros(1, height, width, 3, dtype=torch.uint8))
-    if not (isinstance(probe, torch.Tensor) and probe.ndim == 2):
-        raise OptionError(
-            "a backbone that gives one row of features per image",
-            got=f"{options.backbone} gives {list(getattr(probe, 'shape', [type(probe).__name__]))}",
-            fix="choose a classification network, see `tlexport backbones`",
-        )
+    sample = torch.zeros(1, *pretrained.preprocess["size"], 3, dtype=torch.uint8)
+    width = _frozen.freeze(extractor, (sample,), options.backbone)
     return Learner(
         extractor=extractor,
-        width=probe.shape[1],
-        network={**record, "features": probe.shape[1]},
+        width=width,
+        network={**record, "features": width},
         preprocess=pretrained.preprocess,
         source=origin,
     )

@@ -132,11 +132,8 @@ def learner(options: TrainOptions, examples: Examples) -> Learner:
         )
     record["pooling"] = how
     extractor = _extractor(pretrained, how)
-    for parameter in extractor.parameters():
-        parameter.requires_grad_(False)
-    with torch.inference_mode():
-        one = torch.ones(1, 2, dtype=torch.int64)
-        width = extractor(one, one).shape[1]
+    one = torch.ones(1, 2, dtype=torch.int64)
+    width = _frozen.freeze(extractor, (one, one), options.backbone)
     return Learner(
         extractor=extractor,
         width=width,
