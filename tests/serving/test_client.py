@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
 import pytest
 import tls
 import trustme
@@ -97,8 +100,45 @@ def test_a_gateway_wants_a_token(protocol, shared_server, monkeypatch):
     client = Client(parse(where), 5)
     assert client.server()["name"] == "triton"
     assert [headers["authorization"] for headers in seen] == ["Bearer abc"]
-    for refusal in (("StatusCode.UNAUTHENTICATED", "no token"), ("401", "Unauthorized")):
-        assert "TLEXPORT_TOKEN" in client._refusal(*refusal).fix
+    assert "TLEXPORT_TOKEN" in client._refusal("StatusCode.UNAUTHENTICATED", "no token").fix
+    client.close()
+
+
+class Closed(BaseHTTPRequestHandler):
+    """A gateway that lets in who shows the token `abc`."""
+
+    def do_GET(self):
+        known = self.headers.get("authorization") == "Bearer abc"
+        self.send_response(200 if known else 401)
+        self.end_headers()
+        self.wfile.write(b'{"name": "triton"}' if known else b"who are you?")
+
+    def log_message(self, *_):
+        """Say nothing."""
+
+
+def test_who_is_not_let_in_is_told_what_to_show(monkeypatch):
+    monkeypatch.delenv("TLEXPORT_TOKEN", raising=False)
+    with ThreadingHTTPServer(("127.0.0.1", 0), Closed) as gateway:
+        threading.Thread(target=gateway.serve_forever, daemon=True).start()
+        address = parse(f"http://127.0.0.1:{gateway.server_port}")
+        client = Client(address, 5)
+        with pytest.raises(ServerError, match="to be let in") as caught:
+            client.server()
+        assert "TLEXPORT_TOKEN" in caught.value.fix
+        assert "who are you?" in caught.value.got
+        client.close()
+        monkeypatch.setenv("TLEXPORT_TOKEN", "abc")
+        client = Client(address, 5)
+        assert client.server() == {"name": "triton"}
+        client.close()
+        gateway.shutdown()
+
+
+def test_a_shape_of_401_is_no_closed_door():
+    client = Client(parse("127.0.0.1:9"), 1)
+    error = client._refusal("StatusCode.INVALID_ARGUMENT", "expected [-1,401], got [-1,403]")
+    assert "send what the model declares" in error.fix
     client.close()
 
 

@@ -30,7 +30,7 @@ PROXIES = ("grpc_proxy", "https_proxy", "http_proxy")
 CERTIFICATE = re.compile(
     r"certificate|\bssl\b|\btls\b|handshake|hostname verification", re.IGNORECASE
 )
-FORBIDDEN = re.compile(r"UNAUTHENTICATED|PERMISSION_DENIED|\b40[13]\b")
+FORBIDDEN = re.compile(r"UNAUTHENTICATED|PERMISSION_DENIED|^40[13]$")
 PROTOCOLS = {"": "grpc", **{name: name for name in ("grpc", "http", "shm", "cudashm")}}
 OVER_TLS = {"grpcs": "grpc", "https": "http"}
 LAST_PORT = 65535
@@ -262,13 +262,14 @@ class Client:
                 got=message,
                 fix="pass a longer --timeout-s, or give the server more instances",
             )
-        if self.address.tls and CERTIFICATE.search(message):
+        unreached = "UNAVAILABLE" in status or not status
+        if self.address.tls and unreached and CERTIFICATE.search(message):
             return ServerError(
                 f"a server at {place} that speaks TLS, with a certificate that can be trusted",
                 got=message,
                 fix=f"set {AUTHORITIES} to the certificate of its authority, or ask without TLS",
             )
-        if FORBIDDEN.search(text):
+        if FORBIDDEN.search(status):
             return ServerError(
                 f"to be let in at {place}",
                 got=message or status,
