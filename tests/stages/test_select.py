@@ -13,7 +13,6 @@ import pytest
 import tiny_audio
 import tiny_text
 
-from tlexport import child
 from tlexport.bundle import Bundle
 from tlexport.cli import main
 from tlexport.errors import DataError, MissingDependency, OptionError
@@ -99,15 +98,6 @@ def test_a_second_run_finds_features_and_files(report, digits, monkeypatch):
     assert {row.backbone: row.accuracy for row in again.rows} == shares
     assert again.chosen == SMALL
     assert again.rule == "the fastest that is right in 50.0%"
-
-
-def test_where_the_process_that_exports_dies_it_is_done_here(few, tmp_path, monkeypatch):
-    monkeypatch.setenv("TLEXPORT_CACHE", str(tmp_path / "cache"))
-    start = child.start
-    monkeypatch.setattr(child, "start", lambda module: start("tlexport.progress"))  # ends at once
-    found = compared(few, TINY, "timm/lcnet_050=random")
-    assert len(found.rows) == 2, found.left_out
-    assert not any(row.export_reused for row in found.rows)
 
 
 def test_the_command_trains_it_with_the_features_there_are(report, digits, tmp_path, monkeypatch):
