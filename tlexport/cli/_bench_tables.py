@@ -62,9 +62,9 @@ def _table(title: str, rows: list[BenchRow]) -> Table:
     for row in rows:
         tails = (row.p90_ms, row.p95_ms, row.p99_ms)
         name = row.runtime if len(row.runtime) <= NAME else row.runtime.replace("@", "@\n", 1)
-        cells = [name, _bounded(row.p50_ms)]
+        cells = [name, bounded(row.p50_ms)]
         cells += ["-" if tail is None else _three(tail.value) for tail in tails]
-        cells += [_bounded(row.items_per_s), _speed(row, first=row is rows[0])]
+        cells += [bounded(row.items_per_s), _speed(row, first=row is rows[0])]
         table.add_row(*map(escape, cells))
     return table
 
@@ -76,7 +76,7 @@ def _speed(row: BenchRow, *, first: bool) -> str:
     return told if row.different else told + " ="
 
 
-def _bounded(found: Interval | None) -> str:
+def bounded(found: Interval | None) -> str:
     """The estimate, its interval below it."""
     if found is None:
         return "-"

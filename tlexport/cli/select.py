@@ -73,11 +73,12 @@ def draw(report: SelectReport, console: Console) -> None:
         f"({held}), {report.runtime} at batch 1 with {report.threads} threads",
         markup=False,
     )
-    table = Table(box=None, pad_edge=False)
+    console.print("ranges are 95 % intervals", markup=False)
+    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column("network", overflow="fold")
-    for title in ("accuracy", "95 %", "behind", "best in", "p50 ms", "95 %", "MB", "M par."):
-        table.add_column(title, justify="right")
-    table.add_column("front of")
+    for title in ("accuracy", "behind", "best in", "p50 ms", "MB", "M par."):
+        table.add_column(title, justify="right", no_wrap=True)
+    table.add_column("front of", no_wrap=True)
     for row in report.rows:
         table.add_row(*_cells(row), style="bold" if row.backbone == report.chosen else "")
     if not console.is_terminal:
@@ -116,16 +117,16 @@ def told(report: SelectReport) -> list[str]:
 def _cells(row: SelectRow) -> list[str]:
     from rich.markup import escape
 
+    from tlexport.cli._bench_tables import bounded
+
     front = [name for name, on in (("latency", row.front_latency), ("size", row.front_size)) if on]
     return [
         escape(row.backbone),
-        f"{row.accuracy.value:.3f}",
-        f"{row.accuracy.low:.3f}-{row.accuracy.high:.3f}",
+        f"{row.accuracy.value:.3f}\n{row.accuracy.low:.3f}-{row.accuracy.high:.3f}",
         f"{row.behind.value:+.3f}" + ("" if row.different else " ="),
         f"{row.likely_best:.0%}",
-        f"{row.p50_ms.value:.3g}",
-        f"{row.p50_ms.low:.3g}-{row.p50_ms.high:.3g}",
+        bounded(row.p50_ms),
         f"{row.size_bytes / 1e6:.1f}",
         f"{row.parameters / 1e6:.2f}",
-        ", ".join(front) or "-",
+        "\n".join(front) or "-",
     ]
