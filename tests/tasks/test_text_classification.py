@@ -86,6 +86,8 @@ def test_a_network_that_padding_changes_does_not_pass(bundle: Path, monkeypatch)
     failed = {check.check for check in report.checks if not check.passed}
     assert {"padded right, alone", "nearly all padding, alone"} <= failed
     assert not any(name.startswith("length") for name in failed)
+    told = [cause.name for cause in report.causes]
+    assert told == ["stale-golden", "padding"], "nothing else is to blame"
     monkeypatch.undo()
     export(bundle, ExportOptions(force=True))
 
