@@ -154,7 +154,8 @@ def _decoder(config: transformers.PretrainedConfig, name: str) -> bool:
     causal = kind in modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
     if config.is_encoder_decoder or not (encoder or causal):
         raise OptionError(
-            "an encoder (BERT ...) or decoder (GPT-2, Llama ...) of texts, or a speech encoder",
+            "an encoder (BERT ...) or decoder (GPT-2, Llama ...) of texts, or a speech encoder: "
+            f"{', '.join(_speech.KINDS)}",
             got=f"{name} of type {kind!r}",
             fix="choose another with `tlexport backbones 'transformers/*'`",
         )
