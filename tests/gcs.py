@@ -22,11 +22,13 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from xml.etree import ElementTree
 from xml.sax.saxutils import escape
 
+from running import running
+
 BUCKET = "models"
 KEY = {"disable_oauth": True, "client_email": "", "private_key": "", "private_key_id": ""}
 ENVIRONMENT = {"GOOGLE_SERVICE_ACCOUNT_KEY": json.dumps(KEY)}
 PAGE = 20
-"""Objects per answer to a listing, of 1,000 in earnest: so that every test has several pages."""
+"""Objects per answer to a listing, of 1,000 in earnest: larger ones have several."""
 BUSY = 5
 """Every so many conditional writes, one is turned away first."""
 
@@ -210,11 +212,5 @@ def xml(tag: str, content: str) -> bytes:
 def serve() -> Iterator[str]:
     """A server with the bucket `models`; its address."""
     handler = type("Handler", (Handler,), {"bucket": Bucket()})
-    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{server.server_port}"
-        finally:
-            server.shutdown()
-            thread.join()
+    with running(ThreadingHTTPServer(("127.0.0.1", 0), handler)) as port:
+        yield f"http://127.0.0.1:{port}"

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import trustme
+from running import running
 
 CHUNK = 1 << 16
 
@@ -53,14 +54,8 @@ def gateway(behind: str, authority: trustme.CA, name: str = "localhost") -> Iter
     class Gateway(socketserver.ThreadingTCPServer):
         daemon_threads = True
 
-    with Gateway(("127.0.0.1", 0), handler) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        try:
-            yield f"localhost:{server.server_address[1]}"
-        finally:
-            server.shutdown()
-            thread.join()
+    with running(Gateway(("127.0.0.1", 0), handler)) as port:
+        yield f"localhost:{port}"
 
 
 def written(authority: trustme.CA, folder: Path) -> str:

@@ -57,11 +57,11 @@ def test_how_many_may_be_late(queries, late):
 
 @pytest.mark.parametrize("more", [0, 1])
 def test_loadgen_allows_just_as_many_late_ones(more):
-    wish = plan("server", rate_per_s=400.0, percentile=0.5, latency_ms=150.0, seconds=0.0)
+    wish = plan("server", rate_per_s=400.0, percentile=0.5, latency_ms=400.0, seconds=0.0)
     late, calls = most_late(wish.queries, 0.5) + more, itertools.count()
 
     def ask(question):
-        time.sleep(0.3 if next(calls) < late else 0)
+        time.sleep(0.8 if next(calls) < late else 0)
 
     assert play(msgspec.structs.replace(wish, workers=64), ask).valid == (not more)
 

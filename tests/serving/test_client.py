@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import threading
+from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+import grpc
 import pytest
 import tls
 import trustme
+from running import running
+from tritonclient.grpc import service_pb2
 
 from tlexport.errors import OptionError, ServerError
-from tlexport.serving import client as clients
 from tlexport.serving.client import Client, parse
 
 CLOSED = "http://127.0.0.1:9"
@@ -87,23 +89,6 @@ def test_tls_asked_of_a_server_without(protocol, shared_server):
     client.close()
 
 
-@pytest.mark.parametrize("protocol", ["grpc", "http"])
-def test_a_gateway_wants_a_token(protocol, shared_server, monkeypatch):
-    """The server itself asks for none: it is looked at what the client sends."""
-    monkeypatch.setenv("TLEXPORT_TOKEN", "abc")
-    seen = []
-    show = clients.Bearer.__call__
-    monkeypatch.setattr(
-        clients.Bearer, "__call__", lambda self, r: (show(self, r), seen.append(r.headers))
-    )
-    where = {"grpc": shared_server.grpc, "http": f"http://{shared_server.http}"}[protocol]
-    client = Client(parse(where), 5)
-    assert client.server()["name"] == "triton"
-    assert [headers["authorization"] for headers in seen] == ["Bearer abc"]
-    assert "TLEXPORT_TOKEN" in client._refusal("StatusCode.UNAUTHENTICATED", "no token").fix
-    client.close()
-
-
 class Closed(BaseHTTPRequestHandler):
     """A gateway that lets in who shows the token `abc`."""
 
@@ -117,22 +102,55 @@ class Closed(BaseHTTPRequestHandler):
         """Say nothing."""
 
 
-def test_who_is_not_let_in_is_told_what_to_show(monkeypatch):
-    monkeypatch.delenv("TLEXPORT_TOKEN", raising=False)
-    with ThreadingHTTPServer(("127.0.0.1", 0), Closed) as gateway:
-        threading.Thread(target=gateway.serve_forever, daemon=True).start()
-        address = parse(f"http://127.0.0.1:{gateway.server_port}")
-        client = Client(address, 5)
-        with pytest.raises(ServerError, match="to be let in") as caught:
-            client.server()
-        assert "TLEXPORT_TOKEN" in caught.value.fix
-        assert "who are you?" in caught.value.got
+class ClosedToo(grpc.GenericRpcHandler):
+    """The same for gRPC."""
+
+    def service(self, details):
+        def answer(request, context):
+            if ("authorization", "Bearer abc") not in details.invocation_metadata:
+                context.abort(grpc.StatusCode.UNAUTHENTICATED, "who are you?")
+            return service_pb2.ServerMetadataResponse(name="triton").SerializeToString()
+
+        return grpc.unary_unary_rpc_method_handler(answer)
+
+
+@pytest.fixture(params=["grpc", "http"])
+def closed(request):
+    """The protocol, and HOST:PORT of a server that lets in who shows the token."""
+    if request.param == "http":
+        with running(ThreadingHTTPServer(("127.0.0.1", 0), Closed)) as port:
+            yield "http", f"127.0.0.1:{port}"
+        return
+    server = grpc.server(ThreadPoolExecutor(2), handlers=[ClosedToo()])
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    yield "grpc", f"127.0.0.1:{port}"
+    server.stop(None).wait()
+
+
+def test_a_token_is_shown_over_tls_alone(closed, tmp_path, monkeypatch):
+    protocol, place = closed
+    authority = trustme.CA()
+    monkeypatch.setenv("SSL_CERT_FILE", tls.written(authority, tmp_path))
+    monkeypatch.setenv("TLEXPORT_TOKEN", "abc")
+    with tls.gateway(place, authority) as gateway:
+        client = Client(parse(f"{protocol}s://{gateway}"), 5)
+        assert client.server()["name"] == "triton"
         client.close()
-        monkeypatch.setenv("TLEXPORT_TOKEN", "abc")
-        client = Client(address, 5)
-        assert client.server() == {"name": "triton"}
+        client = Client(parse(f"{protocol}://{place}"), 5)
+        refused(client)
         client.close()
-        gateway.shutdown()
+        monkeypatch.setenv("TLEXPORT_TOKEN", "another")
+        client = Client(parse(f"{protocol}s://{gateway}"), 5)
+        refused(client)
+        client.close()
+
+
+def refused(client):
+    with pytest.raises(ServerError, match="to be let in") as caught:
+        client.server()
+    assert "who are you?" in caught.value.got
+    assert "TLEXPORT_TOKEN" in caught.value.fix
 
 
 def test_a_shape_of_401_is_no_closed_door():

@@ -448,6 +448,18 @@ def test_an_ensemble_comes_after_its_steps(url, monkeypatch):
     assert [path for path in objects(url) if path.startswith("b/")] == []
 
 
+@everywhere
+def test_a_large_model_is_put_in_parts_and_comes_back_whole(url):
+    content = os.urandom(12_000_000)
+    with remote.mirrored(url, list, waiting=lambda: None) as work:
+        (work.folder / "large/1").mkdir(parents=True)
+        (work.folder / "large/1/model.onnx").write_bytes(content)
+        (work.folder / "large/config.pbtxt").write_text('backend: "onnxruntime"')
+        work.push()
+    with remote.mirrored(url, list, whole=True) as work:
+        assert (work.folder / "large/1/model.onnx").read_bytes() == content
+
+
 def test_wrong_places(made, url, tmp_path, monkeypatch):
     with pytest.raises(RepositoryError, match=r"to work in the repository 's3://no-such-bucket"):
         package(made[0], "s3://no-such-bucket/x")

@@ -34,6 +34,12 @@ def test_where_the_process_dies_it_is_done_here(bundle, tmp_path, monkeypatch):
             assert (folder / artifact.file).is_file()
 
 
+def test_a_fault_there_is_raised_here_and_shown_once(bundle, tmp_path, capfd):
+    with _beside.exporter(2, tmp_path / "gone") as begin, pytest.raises(FileNotFoundError):
+        begin(bundle)()
+    assert capfd.readouterr().err == ""
+
+
 def test_a_single_one_needs_no_process(bundle, tmp_path, monkeypatch):
     monkeypatch.setattr(child, "start", lambda module: pytest.fail("started one"))
     with _beside.exporter(1, tmp_path) as begin:

@@ -108,7 +108,8 @@ def told(report: SelectReport) -> list[str]:
         lines.append(f"left out, {len(report.skipped)} broken examples:")
         lines += [f"  {line}" for line in report.skipped]
     parts = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in report.seconds.items())
-    lines.append(f"{parts}; exports run while features are computed")
+    beside = "; exports run while features are computed" if len(report.rows) > 1 else ""
+    lines.append(parts + beside)
     if report.chosen:
         lines.append(f"chosen, {report.rule}: {report.chosen}")
     return lines

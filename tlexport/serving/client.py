@@ -67,8 +67,8 @@ def parse(where: str) -> Address:
     return Address(protocol=known[scheme], place=place, tls=scheme in OVER_TLS)
 
 
-class Bearer(tritonclient.grpc.InferenceServerClientPlugin):  # type: ignore[misc]  # it comes without types
-    """Shows a token with every request, as RFC 6750 has it."""
+class Bearer:
+    """A plug-in of the client library: shows a token with every request, as RFC 6750 has it."""
 
     def __init__(self, token: str) -> None:
         self._header = f"Bearer {token}"
@@ -120,7 +120,7 @@ class Client:
         self._module = tritonclient.http if self._http else tritonclient.grpc
         more = _over_http(address, timeout_s) if self._http else _over_grpc(address)
         self._client = self._module.InferenceServerClient(address.place, **more)
-        if token := os.environ.get(TOKEN):
+        if address.tls and (token := os.environ.get(TOKEN)):  # in clear it is anybody's
             self._client.register_plugin(Bearer(token))
 
     def server(self) -> dict[str, Any]:
@@ -273,7 +273,8 @@ class Client:
             return ServerError(
                 f"to be let in at {place}",
                 got=message or status,
-                fix=f"set {TOKEN} to the token that its gateway wants to see",
+                fix=f"set {TOKEN} to the token that its gateway wants to see; it is shown over "
+                "TLS alone (grpcs://, https://)",
             )
         if "UNAVAILABLE" in status or GONE.search(message) or not message:
             other = "HTTP" if self._http else "gRPC"

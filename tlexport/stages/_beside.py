@@ -97,6 +97,8 @@ def main(pipe: Connection) -> None:
                 pipe.send(_exported(root, work))
             except TlexportError as error:  # raised again where it was asked for
                 pipe.send(error)
+            except Exception:  # done again there, and raised with all that belongs to it
+                return
 
 
 if __name__ == "__main__":
