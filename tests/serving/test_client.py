@@ -71,6 +71,13 @@ def test_tls_by_an_authority_that_is_trusted(protocol, shared_server, tmp_path, 
 
 
 @pytest.mark.parametrize("protocol", ["grpc", "http"])
+def test_a_file_of_authorities_that_is_not_there(protocol, tmp_path, monkeypatch):
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "none.pem"))
+    with pytest.raises(OptionError, match="SSL_CERT_FILE with a file of certificates"):
+        Client(parse(f"{protocol}s://localhost:1"), 5)
+
+
+@pytest.mark.parametrize("protocol", ["grpc", "http"])
 def test_a_certificate_of_another_host_is_refused(protocol, shared_server, tmp_path, monkeypatch):
     authority = trustme.CA()
     monkeypatch.setenv("SSL_CERT_FILE", tls.written(authority, tmp_path))

@@ -159,6 +159,7 @@ def test_a_rate_is_left_once_more_are_late_than_all_of_its_run_may_have(bundle):
         **QUICK,
     )
     (row,) = bench(bundle, options).rows
+    assert row.searched
     for trial in row.searched:
         assert not trial.kept
         assert re.fullmatch(r"\d+ of the first 100 were late .* of 665, 1 may be", *trial.reasons)

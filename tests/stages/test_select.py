@@ -158,6 +158,13 @@ def test_broken_files_are_listed_or_left_out(few):
     assert found.command.endswith("--skip-broken")
 
 
+def test_where_no_file_can_be_read_all_are_listed(few):
+    for path in few.rglob("*.png"):
+        path.write_bytes(path.name.encode() + path.parent.name.encode())
+    with pytest.raises(DataError, match="30 broken of 30:"):
+        compared(few, TINY, SMALL)
+
+
 @pytest.mark.parametrize(
     ("changes", "told"),
     [

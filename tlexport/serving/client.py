@@ -78,20 +78,36 @@ class Bearer:
         request.headers["authorization"] = self._header
 
 
+def _authorities() -> str | None:
+    """The file of who vouches for servers, where the system's own is not meant.
+
+    Raises:
+        OptionError: it cannot be read.
+    """
+    file = os.environ.get(AUTHORITIES) or None
+    if file is not None and not os.access(file, os.R_OK):
+        raise OptionError(
+            f"{AUTHORITIES} with a file of certificates",
+            got=f"{file!r}, which cannot be read",
+            fix="name the certificate of the server's authority, in PEM, or unset it",
+        )
+    return file
+
+
 def _over_grpc(address: Address) -> dict[str, Any]:
     """A gRPC channel: no limit to a message, no proxy to a server on this machine."""
     channel = [(f"grpc.max_{way}_message_length", MAX_MESSAGE) for way in ("send", "receive")]
     channel.append(("grpc.enable_http_proxy", int(not _is_here(address.place))))
     more: dict[str, Any] = {"channel_args": channel}
     if address.tls:
-        more |= {"ssl": True, "root_certificates": os.environ.get(AUTHORITIES)}
+        more |= {"ssl": True, "root_certificates": _authorities()}
     return more
 
 
 def _over_http(address: Address, timeout_s: float) -> dict[str, Any]:
     more: dict[str, Any] = {"connection_timeout": timeout_s, "network_timeout": timeout_s}
     if address.tls:
-        authorities = os.environ.get(AUTHORITIES)
+        authorities = _authorities()
         more |= {"ssl": True, "ssl_options": {"ca_certs": authorities} if authorities else {}}
     return more
 
